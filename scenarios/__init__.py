@@ -1,0 +1,1 @@
+"""Scenarios: topology + links + devices + workload + targets, in YAML, with one checked schema."""
