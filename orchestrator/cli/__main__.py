@@ -1,0 +1,5 @@
+"""`python -m orchestrator.cli`, the same as `utopia`."""
+
+from orchestrator.cli import main
+
+main()

@@ -1,0 +1,3 @@
+"""Commands on the orchestrator's work, filled in with the API."""
+
+COMMANDS = ()
