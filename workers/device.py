@@ -134,7 +134,7 @@ class Pacer:
         return span
 
     def utilisation(self) -> float:
-        """Tell the busy share (0 to 1) of the time since the last call, waits of the emulated device included."""
+        """Tell the busy share (0 to 1) of the time since the last call; an emulated device waits busily."""
         with self._lock:
             now_s = self._clock()
             busy_s = self._ended_s + sum(now_s - span.started_s for span in self._open_spans)

@@ -1,0 +1,422 @@
+"""Frames on a stream socket: docs/wire_protocol.md, version 1.
+
+A frame is a fixed prefix, a msgpack header and the raw bytes of its tensors. Everything that a peer claims
+is checked before memory is allocated for it. The module loads without torch: tensors are numpy arrays.
+
+The socket may be plain or TLS; it is used non-blocking, because a TLS object must not be entered by two
+threads at once, and one thread reads while others write. Every call into it is short and under one lock;
+waiting is done outside the lock.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from workers.errors import EndOfStream, WireError
+
+MAGIC = b"UT"
+VERSION = 1
+PREFIX = struct.Struct(">2sBBIQ")
+BLOCK_BYTES = 1 << 20
+WRITE_BLOCK_BYTES = 1 << 18
+MAX_HEADER_BYTES = 16 << 20
+DEFAULT_MAX_BODY_BYTES = 1 << 30
+MAX_TENSORS = 4096
+MAX_DIMENSIONS = 8
+MAX_NAME_CHARACTERS = 256
+MAX_LIST_ITEMS = 1 << 17
+MAX_NUMBER = 2**63 - 1
+STALL_TIMEOUT_S = 60.0
+"""How long a peer may stand still in the middle of a frame."""
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "f32": np.dtype("<f4"),
+    "f16": np.dtype("<f2"),
+    "i64": np.dtype("<i8"),
+    "i32": np.dtype("<i4"),
+    "i16": np.dtype("<i2"),
+    "u8": np.dtype("u1"),
+    "i8": np.dtype("i1"),
+}
+_DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_HEADER_KEYS = {"kind", "id", "reply_to", "tensors", "fields"}
+
+Tensor = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One message: `fields` are msgpack values with string keys, `tensors` arrays by name.
+
+    A request has an `id`, a reply the `reply_to` of its request, a notification neither.
+    """
+
+    kind: str
+    _: KW_ONLY
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    id: int | None = None
+    reply_to: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """What the header says of one tensor."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that the tensor takes on the wire."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """A checked header: the frame without its tensors' values."""
+
+    kind: str
+    fields: Mapping[str, Any]
+    tensors: tuple[TensorSpec, ...]
+    id: int | None
+    reply_to: int | None
+
+
+def encode(frame: Frame) -> list[memoryview]:
+    """Give the buffers whose concatenation is the frame; the tensors' bytes are not copied.
+
+    Raises:
+        WireError: the frame cannot be put on the wire (a dtype, a value, a size).
+    """
+    arrays = [(name, _as_sendable(name, tensor)) for name, tensor in frame.tensors.items()]
+    header: dict[str, Any] = {"kind": frame.kind, "fields": dict(frame.fields)}
+    if frame.id is not None:
+        header["id"] = frame.id
+    if frame.reply_to is not None:
+        header["reply_to"] = frame.reply_to
+    if arrays:
+        header["tensors"] = [[name, _DTYPE_CODES[array.dtype], list(array.shape)] for name, array in arrays]
+    try:
+        packed = msgpack.packb(header, use_bin_type=True)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise WireError(f"frame {frame.kind!r}: its fields cannot be packed: {error}") from error
+    body_len = sum(array.nbytes for _, array in arrays)
+    if len(packed) > MAX_HEADER_BYTES:
+        raise WireError(f"frame {frame.kind!r}: header of {len(packed)} bytes, at most {MAX_HEADER_BYTES}")
+    _checked_header(header, body_len=body_len, max_body_bytes=body_len)
+    prefix = PREFIX.pack(MAGIC, VERSION, 0, len(packed), body_len)
+    buffers = [memoryview(prefix + packed)]
+    buffers += [array.reshape(-1).view(np.uint8).data for _, array in arrays if array.size]
+    return buffers
+
+
+def _as_sendable(name: str, tensor: Tensor) -> Tensor:
+    array = np.asarray(tensor, order="C")
+    little = array.dtype.newbyteorder("<")
+    if little not in _DTYPE_CODES:
+        known = ", ".join(DTYPES)
+        raise WireError(
+            f"tensor {name!r}: dtype {array.dtype} has no place on the wire; convert to one of {known}"
+        )
+    return array.astype(little, copy=False)
+
+
+def decode_prefix(
+    prefix: bytes | bytearray, *, max_header_bytes: int, max_body_bytes: int
+) -> tuple[int, int]:
+    """Give (header_len, body_len) of a frame's first 16 bytes, checked against the limits."""
+    magic, version, flags, header_len, body_len = PREFIX.unpack(prefix)
+    if magic != MAGIC:
+        raise WireError(f"magic is {magic!r}, not {MAGIC!r}: the peer does not speak this protocol")
+    if version != VERSION:
+        raise WireError(f"protocol version {version}, this side speaks {VERSION}")
+    if flags != 0:
+        raise WireError(f"flags are {flags:#x}, version {VERSION} knows none")
+    if header_len > max_header_bytes:
+        raise WireError(f"header of {header_len} bytes announced, this connection takes {max_header_bytes}")
+    if body_len > max_body_bytes:
+        raise WireError(f"body of {body_len} bytes announced, this connection takes {max_body_bytes}")
+    return header_len, body_len
+
+
+def decode_header(packed: bytes | bytearray, *, body_len: int, max_body_bytes: int) -> Header:
+    """Unpack and check a header; nothing is allocated for the tensors.
+
+    Raises:
+        WireError: naming the rule that the header breaks.
+    """
+    try:
+        header = msgpack.unpackb(
+            packed,
+            raw=False,
+            strict_map_key=True,
+            max_array_len=MAX_LIST_ITEMS,
+            max_map_len=MAX_LIST_ITEMS,
+            max_ext_len=0,
+            ext_hook=_refuse_extension,
+        )
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise WireError(f"header is not the msgpack that the protocol uses: {error}") from error
+    return _checked_header(header, body_len=body_len, max_body_bytes=max_body_bytes)
+
+
+def _refuse_extension(code: int, _data: bytes) -> None:
+    raise ValueError(f"extension type {code}")
+
+
+def _checked_header(header: object, *, body_len: int, max_body_bytes: int) -> Header:
+    if not isinstance(header, dict):
+        raise WireError(f"header is a {type(header).__name__}, not a map")
+    if unknown := {str(key) for key in header} - _HEADER_KEYS:
+        raise WireError(f"header has unknown keys: {', '.join(sorted(unknown))}")
+    kind = _checked_name(header.get("kind"), "kind")
+    fields = header.get("fields", {})
+    if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
+        raise WireError(f"frame {kind!r}: fields must be a map with string keys")
+    number, reply_to = _checked_number(header, "id"), _checked_number(header, "reply_to")
+    if number is not None and reply_to is not None:
+        raise WireError(f"frame {kind!r}: has both id and reply_to")
+    specs = _checked_specs(header.get("tensors", []), max_body_bytes=max_body_bytes)
+    if (announced := sum(spec.size_bytes for spec in specs)) != body_len:
+        raise WireError(f"frame {kind!r}: its tensors take {announced} bytes, but the body has {body_len}")
+    return Header(kind=kind, fields=fields, tensors=specs, id=number, reply_to=reply_to)
+
+
+def _checked_name(name: object, what: str) -> str:
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_CHARACTERS:
+        raise WireError(f"{what} must be a string of 1 to {MAX_NAME_CHARACTERS} characters")
+    return name
+
+
+def _is_whole(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
+
+
+def _checked_number(header: dict[str, Any], key: str) -> int | None:
+    number = header.get(key)
+    if number is None:
+        return None
+    if not _is_whole(number) or not 0 < number <= MAX_NUMBER:
+        raise WireError(f"{key} must be a whole number above 0")
+    return int(number)
+
+
+def _checked_specs(items: object, *, max_body_bytes: int) -> tuple[TensorSpec, ...]:
+    if not isinstance(items, list) or len(items) > MAX_TENSORS:
+        raise WireError(f"tensors must be a list of at most {MAX_TENSORS}")
+    specs = tuple(_checked_spec(item, max_body_bytes=max_body_bytes) for item in items)
+    if len({spec.name for spec in specs}) != len(specs):
+        raise WireError("two tensors have the same name")
+    return specs
+
+
+def _checked_spec(item: object, *, max_body_bytes: int) -> TensorSpec:
+    if not isinstance(item, list) or len(item) != 3:
+        raise WireError("a tensor must be announced as [name, dtype, shape]")
+    name = _checked_name(item[0], "a tensor's name")
+    if not isinstance(item[1], str) or item[1] not in DTYPES:
+        raise WireError(f"tensor {name!r}: unknown dtype; known are {', '.join(DTYPES)}")
+    shape = item[2]
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
+        raise WireError(f"tensor {name!r}: its shape must be a list of at most {MAX_DIMENSIONS}")
+    if not all(_is_whole(dimension) and dimension >= 0 for dimension in shape):
+        raise WireError(f"tensor {name!r}: its shape must hold whole numbers, none negative")
+    dtype = DTYPES[item[1]]
+    # An empty tensor must not smuggle in dimensions that no array can have.
+    if math.prod(max(dimension, 1) for dimension in shape) * dtype.itemsize > max(max_body_bytes, 8):
+        raise WireError(f"tensor {name!r}: larger than the {max_body_bytes} bytes of this connection")
+    return TensorSpec(name=name, dtype=dtype, shape=tuple(shape))
+
+
+class FrameSocket:
+    """Sends and receives frames on a connected stream socket, plain or TLS.
+
+    Several threads may send, frames never mix; one thread at a time receives. `max_body_bytes` and
+    `max_header_bytes` may be changed between frames, as when a peer has shown who it is.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+        *,
+        max_header_bytes: int = MAX_HEADER_BYTES,
+        stall_timeout_s: float = STALL_TIMEOUT_S,
+    ) -> None:
+        sock.setblocking(False)
+        self.max_body_bytes = max_body_bytes
+        self.max_header_bytes = max_header_bytes
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self._sock = sock
+        self._stall_timeout_s = stall_timeout_s
+        self._closing = False
+        self._broken = False
+        self._socket_lock = threading.Lock()
+        self._write_lock = threading.Lock()
+        self._read_lock = threading.Lock()
+
+    @property
+    def broken(self) -> bool:
+        """Tell whether a frame was cut off in sending, after which nothing can be sent."""
+        return self._broken
+
+    def send(self, frame: Frame, *, timeout_s: float | None = None) -> None:
+        """Send one frame.
+
+        Raises:
+            TimeoutError: other frames kept the socket for `timeout_s`; nothing was sent.
+            EndOfStream: the connection is closed.
+            WireError: the frame cannot be put on the wire, or the peer took it too slowly. In the second
+                case the stream is broken and the socket is shut down.
+        """
+        buffers = encode(frame)
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        if not self._write_lock.acquire(timeout=-1 if timeout_s is None else max(timeout_s, 0.0)):
+            raise TimeoutError(f"frame {frame.kind!r}: other frames kept the connection for {timeout_s:g} s")
+        try:
+            if self._broken:
+                raise EndOfStream("the connection broke in the middle of an earlier frame")
+            for block in _blocks(buffers):
+                self._write(block, deadline_s)
+        except BaseException:
+            self._broken = True
+            self.shutdown()
+            raise
+        finally:
+            self._write_lock.release()
+
+    def receive(self) -> Frame:
+        """Wait for the next frame, however long it takes to begin.
+
+        Raises:
+            EndOfStream: the peer closed the connection between frames, or it was lost.
+            WireError: the peer broke a rule, or stood still in the middle of a frame.
+        """
+        with self._read_lock:
+            prefix = bytearray(PREFIX.size)
+            self._read(memoryview(prefix), first=True)
+            header_len, body_len = decode_prefix(
+                prefix, max_header_bytes=self.max_header_bytes, max_body_bytes=self.max_body_bytes
+            )
+            packed = bytearray(header_len)
+            self._read(memoryview(packed))
+            header = decode_header(packed, body_len=body_len, max_body_bytes=self.max_body_bytes)
+            tensors = {spec.name: self._read_tensor(spec) for spec in header.tensors}
+        return Frame(
+            header.kind, fields=header.fields, tensors=tensors, id=header.id, reply_to=header.reply_to
+        )
+
+    def shutdown(self) -> None:
+        """End the connection: whoever sends or receives on it stops with EndOfStream."""
+        self._closing = True
+        # The base class's method: SSLSocket.shutdown would drop the TLS object under the other threads.
+        with suppress(OSError):
+            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """End the connection and free the socket; waits for threads that are inside to leave."""
+        self.shutdown()
+        with self._write_lock, self._read_lock, self._socket_lock:
+            self._sock.close()
+
+    def _read_tensor(self, spec: TensorSpec) -> Tensor:
+        try:
+            tensor = np.empty(spec.shape, dtype=spec.dtype)
+        except MemoryError as error:
+            raise WireError(f"tensor {spec.name!r}: no memory for its {spec.size_bytes} bytes") from error
+        if tensor.size:
+            self._read(tensor.reshape(-1).view(np.uint8).data)
+        return tensor
+
+    def _read(self, view: memoryview, *, first: bool = False) -> None:
+        """Fill `view`; `first`: it is the start of a frame, so waiting and an ending are no faults."""
+        filled = 0
+        while filled < len(view):
+            between_frames = first and filled == 0
+            try:
+                with self._socket_lock:
+                    count = self._sock.recv_into(view[filled : filled + BLOCK_BYTES])
+            except (ssl.SSLWantReadError, BlockingIOError):
+                self._wait(select.POLLIN, None if between_frames else self._stall_timeout_s)
+                continue
+            except ssl.SSLWantWriteError:
+                self._wait(select.POLLOUT, self._stall_timeout_s)
+                continue
+            except (OSError, ValueError) as error:
+                raise EndOfStream(self._ending(error)) from error
+            if count == 0:
+                if between_frames or self._closing:
+                    raise EndOfStream(self._ending(None))
+                raise WireError("the connection ended in the middle of a frame")
+            filled += count
+            self.bytes_received += count
+
+    def _write(self, view: memoryview, deadline_s: float | None) -> None:
+        while len(view):
+            try:
+                with self._socket_lock:
+                    count = self._sock.send(view)
+            except (ssl.SSLWantWriteError, BlockingIOError):
+                self._wait(select.POLLOUT, self._patience_s(deadline_s))
+                continue
+            except ssl.SSLWantReadError:
+                self._wait(select.POLLIN, self._patience_s(deadline_s))
+                continue
+            except (OSError, ValueError) as error:
+                raise EndOfStream(self._ending(error)) from error
+            self.bytes_sent += count
+            view = view[count:]
+
+    def _patience_s(self, deadline_s: float | None) -> float:
+        if deadline_s is None:
+            return self._stall_timeout_s
+        return min(self._stall_timeout_s, max(deadline_s - time.monotonic(), 0.0))
+
+    def _wait(self, event: int, timeout_s: float | None) -> None:
+        poller = select.poll()
+        try:
+            poller.register(self._sock, event)
+        except ValueError as error:  # the file descriptor is gone
+            raise EndOfStream(self._ending(error)) from error
+        if not poller.poll(None if timeout_s is None else math.ceil(timeout_s * 1000)):
+            raise WireError(f"the peer stood still in the middle of a frame for {timeout_s:.1f} s")
+
+    def _ending(self, error: Exception | None) -> str:
+        if self._closing:
+            return "the connection was closed on this side"
+        return f"the connection was lost: {error}" if error else "the peer closed the connection"
+
+
+def _blocks(buffers: list[memoryview]) -> Iterator[memoryview]:
+    """Join small buffers and cut large ones, so that each write is worth its call and none is too long."""
+    small = bytearray()
+    for buffer in buffers:
+        if len(buffer) <= WRITE_BLOCK_BYTES // 16:
+            small += buffer
+            if len(small) < WRITE_BLOCK_BYTES:
+                continue
+            buffer = memoryview(bytes(small))
+            small.clear()
+        elif small:
+            yield memoryview(bytes(small))
+            small.clear()
+        for start in range(0, len(buffer), WRITE_BLOCK_BYTES):
+            yield buffer[start : start + WRITE_BLOCK_BYTES]
+    if small:
+        yield memoryview(bytes(small))
