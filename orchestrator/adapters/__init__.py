@@ -1,0 +1,1 @@
+"""Adapters: the orchestrator's only ways to the network, the disk and the workers."""

@@ -1,0 +1,1 @@
+"""The REST API: Flask with an OpenAPI layer, under waitress."""

@@ -1,0 +1,33 @@
+"""What a split deployment is asked with; thresholds and cost weights are the scenario's own sections."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from scenarios.schema import CostWeights, Thresholds
+
+
+class DeploymentRequest(BaseModel):
+    """One model to serve, split over the nodes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(
+        default="embedded",
+        min_length=1,
+        description="`embedded`, a Hugging Face folder, or `job:<id>` for what a job has tuned",
+    )
+    min_nodes: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=1, description="over how many nodes at least"
+    )
+    thresholds: Thresholds = Thresholds()
+    cost: CostWeights = CostWeights()
+    monitor_interval_s: Annotated[float, Field(ge=0.1, le=3600)] = 1.0
+    context_tokens: Annotated[int, Field(ge=16, le=1_000_000)] | None = Field(
+        default=None, description="prompt and answer together; the model's own maximum, 1024 at most, if left out"
+    )
+    request_timeout_s: Annotated[float, Field(gt=0, le=600)] = Field(
+        default=10.0, description="how long the head waits for the ring before it reports a stall"
+    )

@@ -1,0 +1,275 @@
+"""What the drivers and the API need of the world, as protocols; `bootstrap` supplies the real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.core.model import Network
+
+ChannelName = Literal["control", "bulk"]
+Tensors = Mapping[str, NDArray[Any]]
+Json = dict[str, Any]
+
+
+class Clock(Protocol):
+    """Time: `monotonic` for durations, `unix_s` for records."""
+
+    def monotonic_s(self) -> float: ...
+
+    def unix_s(self) -> float: ...
+
+
+class Ids(Protocol):
+    """Fresh identifiers, `job-3f9a2c71` and the like."""
+
+    def __call__(self, kind: str) -> str: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRecord:
+    """One node as the worker pool knows it."""
+
+    node: str
+    trusted: bool
+    enrolled: bool
+    alive: bool
+    reason: str | None
+    """Why it is not alive."""
+    address: str | None = None
+    port: int | None = None
+    heartbeat_age_s: float | None = None
+    cpu_utilisation: float | None = None
+    rss_bytes: int | None = None
+    busy: str | None = None
+    shards: tuple[str, ...] = ()
+    profile: Json = field(default_factory=dict)
+    attached_at: float | None = None
+    revoked: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeEvent:
+    """A node came or went."""
+
+    kind: Literal["node_joined", "node_lost"]
+    node: str
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A worker's reply, with the bytes that the request and the reply took (tensors and headers)."""
+
+    fields: Json
+    tensors: dict[str, NDArray[Any]]
+    sent_bytes: int
+    received_bytes: int
+
+
+class WorkerPool(Protocol):
+    """The nodes: who they are, whether they live, and how to ask them for something."""
+
+    def create_token(self, node: str, *, trusted: bool) -> str:
+        """Make the one-time enrolment token of `node`."""
+        ...
+
+    def revoke(self, node: str) -> None:
+        """Cut `node` off and refuse its certificate from now on."""
+        ...
+
+    def nodes(self) -> tuple[NodeRecord, ...]:
+        """List every node that was ever invited, in order of name."""
+        ...
+
+    def node(self, name: str) -> NodeRecord:
+        """Give one node; raises NotFound."""
+        ...
+
+    def request(
+        self,
+        node: str,
+        channel: ChannelName,
+        kind: str,
+        fields: Json,
+        tensors: Tensors | None = None,
+        *,
+        timeout_s: float,
+    ) -> Answer:
+        """Ask and wait; raises WorkerLost, WorkerTimeout or WorkerRefused."""
+        ...
+
+    def subscribe(self, listener: Callable[[NodeEvent], None]) -> Callable[[], None]:
+        """Call `listener` on each node event, from the pool's threads; answers how to stop."""
+        ...
+
+    def on_notification(self, kind: str, listener: Callable[[str, Json], None]) -> Callable[[], None]:
+        """Call `listener(node, fields)` for each notification of this kind; answers how to stop."""
+        ...
+
+    def ready(self) -> str | None:
+        """Answer None when workers can attach, else why not."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NorthboundStatus:
+    """How fresh the controller's picture is."""
+
+    reachable: bool
+    age_s: float | None
+    reason: str | None
+    url: str
+
+
+class Northbound(Protocol):
+    """The controller's measurements, joined with node names."""
+
+    def network(self) -> Network:
+        """Give the last known network; values past their age are unknown with the reason."""
+        ...
+
+    def topology(self) -> Json:
+        """Give the controller's last known topology, as it came."""
+        ...
+
+    def status(self) -> NorthboundStatus:
+        """Say whether the controller answers and how old its values are."""
+        ...
+
+
+RecordKind = Literal["job", "deployment"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One job or deployment, as it is kept."""
+
+    id: str
+    kind: RecordKind
+    state: str
+    created_at: float
+    spec: Json
+    ended_at: float | None = None
+    reason: str | None = None
+    summary: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One thing that happened in a job or deployment; `sequence` orders the entries of all records."""
+
+    sequence: int
+    record: str
+    at: float
+    type: str
+    body: Json
+
+
+class Store(Protocol):
+    """The records; they survive the process."""
+
+    def add(self, record: Record) -> None: ...
+
+    def update(
+        self,
+        record_id: str,
+        *,
+        state: str | None = None,
+        ended_at: float | None = None,
+        reason: str | None = None,
+        summary: Json | None = None,
+    ) -> None:
+        """Change the named things of a record; None leaves a thing as it is. Raises NotFound."""
+        ...
+
+    def get(self, record_id: str) -> Record:
+        """Give one record; raises NotFound."""
+        ...
+
+    def records(
+        self, *, kind: RecordKind | None = None, limit: int, offset: int
+    ) -> tuple[Sequence[Record], int]:
+        """List records, newest first, and how many there are in all."""
+        ...
+
+    def append(self, record_id: str, *, at: float, type: str, body: Json) -> Entry:
+        """Note that something happened; answers it with its sequence number."""
+        ...
+
+    def entries(
+        self, record_id: str, *, type: str | None = None, after: int = 0, limit: int, offset: int = 0
+    ) -> tuple[Sequence[Entry], int]:
+        """List what happened, oldest first, past sequence `after`, and how many there are in all."""
+        ...
+
+    def interrupt_running(self, *, at: float) -> int:
+        """Mark what an earlier process left unfinished as `interrupted`; answers how many."""
+        ...
+
+    def ready(self) -> str | None:
+        """Answer None when the store can be used, else why not."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A Hugging Face folder, read: configuration, tokenizer and where its parameters are."""
+
+    name: str
+    folder: Path
+    config: Json
+    tokenizer_json: str
+    parameter_bytes: int
+    digest: str
+    """SHA-256 over the parameters in order of name: name, then bytes (docs/wire_protocol.md)."""
+
+
+class ModelStore(Protocol):
+    """Models in folders, and the arithmetic on them that needs torch."""
+
+    def resolve(self, name: str) -> Model:
+        """Read `embedded`, a folder path or `job:<id>`; raises ModelError or NotFound."""
+        ...
+
+    def parameters(self, model: Model) -> dict[str, NDArray[np.float32]]:
+        """Read all parameters by their Hugging Face names."""
+        ...
+
+    def shard(
+        self, model: Model, *, first_layer: int, end_layer: int, head: bool
+    ) -> dict[str, NDArray[np.float32]]:
+        """Read the parameters of layers [first_layer, end_layer) and, for the head, the rest."""
+        ...
+
+    def tokens(self, model: Model, *, data: str, max_bytes: int, seed: int) -> NDArray[np.int32]:
+        """Tokenise the fine-tuning text: `found` or a text file's path."""
+        ...
+
+    def loss(self, model: Model, parameters: Tensors, tokens: NDArray[np.int32], *, sequence: int) -> float:
+        """Give the mean next-token loss in nats over `tokens`."""
+        ...
+
+    def save(self, model: Model, parameters: Tensors, *, job: str) -> Path:
+        """Write a Hugging Face folder with `parameters`, to be found as `job:<id>`."""
+        ...
+
+    def count_tokens(self, model: Model, text: str) -> int:
+        """Say how many tokens `text` has."""
+        ...
+
+
+class EventSink(Protocol):
+    """Where drivers tell what happened: kept, and streamed to whoever watches."""
+
+    def publish(self, record_id: str, type: str, body: Json) -> None: ...
+
+    def follow(self, record_id: str, *, after: int) -> Iterator[Entry | None]:
+        """Yield what happened past `after`, then what happens; None now and then while nothing does."""
+        ...
