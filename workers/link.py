@@ -66,6 +66,7 @@ class Channel:
     in `inline_kinds` straight in the reader thread, which is for handlers that only put something in a
     queue. A handler that raises WireError closes the channel: the peer broke the protocol.
     `on_close(channel, reason)` is called once, when the channel has ended for whatever reason.
+    `peer_name` and `peer_serial` are of the peer's certificate, `peer_address` is for the log.
     """
 
     def __init__(
@@ -77,9 +78,11 @@ class Channel:
         on_close: OnClose | None = None,
         inline_kinds: Collection[str] = (),
         peer_address: str = "",
+        peer_serial: int | None = None,
         start: bool = True,
     ) -> None:
         self.peer_name = peer_name
+        self.peer_serial = peer_serial
         self.peer_address = peer_address
         self._socket = frame_socket
         self._handler = handler or _refuse_everything
@@ -452,7 +455,7 @@ class Server:
             secured.close()
 
     def _open(self, secured: ssl.SSLSocket, where: str) -> None:
-        name = tls.peer_name(secured)
+        name, serial = tls.peer_name(secured), tls.peer_serial(secured)
         anonymous = name is None
         channel = Channel(
             FrameSocket(
@@ -465,6 +468,7 @@ class Server:
             on_close=self._ended,
             inline_kinds=self._inline_kinds,
             peer_address=where,
+            peer_serial=serial,
             start=False,
         )
         with self._lock:

@@ -80,6 +80,12 @@ def peer_name(sock: ssl.SSLSocket) -> str | None:
     return names[0]
 
 
+def peer_serial(sock: ssl.SSLSocket) -> int | None:
+    """Give the serial number of the peer's verified certificate, None if it showed none."""
+    certificate = sock.getpeercert()
+    return int(str(certificate["serialNumber"]), 16) if certificate else None
+
+
 def accept(sock: socket.socket, context: ssl.SSLContext, *, timeout_s: float) -> ssl.SSLSocket:
     """Do the server's side of the handshake on an accepted socket, which is closed if it fails."""
     try:
