@@ -90,9 +90,9 @@ def stored(state_dir: Path, node: str, *, token: Token | None, now: datetime.dat
     except Exception as error:  # noqa: BLE001 - whatever is wrong with the files, enrolling anew is the way out
         logger.warning("identity in %s cannot be used: %s", state_dir, error)
         return None
-    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    names = [attribute.value for attribute in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     reasons = {
-        f"is of {names[0].value if names else 'nobody'}, not of {node}": not names or names[0].value != node,
+        f"is of {names}, not of {node!r}": names != [node],
         "does not belong to the key": certificate.public_key() != key.public_key(),
         "has ended": certificate.not_valid_after_utc - RENEW_BEFORE < now,
         "is of another authority than the token's": token is not None
