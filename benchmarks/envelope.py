@@ -67,10 +67,10 @@ def commit() -> str | None:
 
 def write(path: Path, result: Mapping[str, Any]) -> None:
     """Write a result file whole or not at all."""
+    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
-        json.dump(result, file, indent=1, allow_nan=False)
-        file.write("\n")
+        file.write(text)
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)
 
