@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 Result = Mapping[str, Any]
 
@@ -100,6 +101,8 @@ def loss_and_time(result: Result) -> Figure:
     by_time.set(title="Loss over time", xlabel="seconds since the model was sent")
     seconds.set(title="Time per epoch", xlabel="epoch", ylabel="seconds")
     seconds.grid(visible=False, axis="x")
+    for axes in (by_epoch, seconds):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     by_epoch.legend()
     figure.tight_layout()
     return figure
@@ -246,5 +249,7 @@ def token_times(result: Result) -> Figure:
                 rotation=20,
             )
     axes.set(xlabel="seconds since the request", ylabel="ms per token", yscale="log")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
     axes.legend(loc="upper right")
     return figure

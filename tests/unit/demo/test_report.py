@@ -1,7 +1,8 @@
 """The report shows what the result holds, and nothing that the result does not."""
 
+from demo_sample import result
+
 from demo import report
-from tests.unit.demo.sample import result
 
 
 def test_the_report_names_the_figures_and_escapes_what_a_model_wrote() -> None:
