@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from orchestrator.ports import Clock, Entry, Json, Store
 
@@ -34,9 +34,7 @@ class EventLog:
             for watcher in tuple(self._watchers.get(record_id, ())):
                 self._offer(record_id, watcher, entry)
 
-    def follow(
-        self, record_id: str, *, after: int = 0, quiet_s: float = _QUIET_S
-    ) -> Iterator[Entry | None]:
+    def follow(self, record_id: str, *, after: int = 0, quiet_s: float = _QUIET_S) -> Iterator[Entry | None]:
         """Yield the kept entries past `after`, then new ones; None each `quiet_s` without any.
 
         Ends when the log is closed, the watcher fell too far behind, or the iterator is closed.
@@ -108,5 +106,3 @@ def _wake(watcher: queue.Queue[Entry | None]) -> None:
         watcher.put_nowait(None)
     except queue.Full:
         return
-
-

@@ -209,6 +209,14 @@ class Store(Protocol):
         """List what happened, oldest first, past sequence `after`, and how many there are in all."""
         ...
 
+    def count_records(self, kind: RecordKind) -> dict[str, int]:
+        """Count the records of a kind by their state."""
+        ...
+
+    def count_entries(self, type: str) -> int:
+        """Count the entries of a type over all records."""
+        ...
+
     def interrupt_running(self, *, at: float) -> int:
         """Mark what an earlier process left unfinished as `interrupted`; answers how many."""
         ...

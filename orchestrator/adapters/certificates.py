@@ -28,10 +28,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from orchestrator.errors import EnrolmentRefused, InvalidRequest, NotFound
+from workers import tls
 
 log = logging.getLogger(__name__)
 
-ORCHESTRATOR = "orchestrator"
+ORCHESTRATOR = tls.ORCHESTRATOR
 NODE_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 _RESERVED = {ORCHESTRATOR, "orch"}
 _AUTHORITY_DAYS = 3650
@@ -82,12 +83,14 @@ class Authority:
         return self._certificate.fingerprint(hashes.SHA256()).hex()
 
     def server_context(self) -> ssl.SSLContext:
-        """Make the TLS context of the data listener: TLS 1.3, client certificates asked for, not required."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.verify_mode = ssl.CERT_OPTIONAL
-        context.load_verify_locations(cadata=self.ca_pem)
-        context.load_cert_chain(self._directory / "server.pem", self._directory / "server.key")
+        """Make the data listener's TLS context: a client may show no certificate, but not a revoked one."""
+        context = tls.server_context(
+            ca_path=self._directory / "ca.pem",
+            certificate_path=self._directory / "server.pem",
+            key_path=self._directory / "server.key",
+            anonymous=True,
+        )
+        context.sslsocket_class = _checking_revocation(self.accepts)
         return context
 
     def create_token(self, node: str, *, trusted: bool) -> str:
@@ -114,7 +117,7 @@ class Authority:
         Raises:
             EnrolmentRefused: wrong or used token, or a certificate request that is not for this node.
         """
-        request = _parse_request(csr_pem, node)
+        public_key = _requested_key(csr_pem, node)
         with self._lock:
             known = self._registry.get(node)
             if known is None or known.token_sha256 is None:
@@ -127,7 +130,7 @@ class Authority:
                     f"the enrolment token is not the one made for node {node!r}; make a new one with "
                     "POST /api/v1/enrolment-tokens"
                 )
-            certificate = self._issue(request.public_key(), node, san=x509.SubjectAlternativeName([x509.DNSName(node)]))
+            certificate = self._issue(public_key, node, san=x509.SubjectAlternativeName([x509.DNSName(node)]))
             # One certificate per node: a worker that enrols anew has lost or given up its older one.
             retired = (*known.revoked_serials, *known.serials)
             serials = (certificate.serial_number,)
@@ -197,9 +200,7 @@ class Authority:
         )
         certificate = self._issue(key.public_key(), ORCHESTRATOR, san=san)
         _write_private(self._directory / "server.key", _key_pem(key))
-        _write_private(
-            self._directory / "server.pem", certificate.public_bytes(serialization.Encoding.PEM)
-        )
+        _write_private(self._directory / "server.pem", certificate.public_bytes(serialization.Encoding.PEM))
 
     def _issue(
         self, public_key: ec.EllipticCurvePublicKey, name: str, *, san: x509.SubjectAlternativeName
@@ -226,8 +227,23 @@ class Authority:
         )
 
 
-def _parse_request(csr_pem: str, node: str) -> x509.CertificateSigningRequest:
-    """Check that `csr_pem` is a sound request for `node` with a P-256 key."""
+def _checking_revocation(accepts: Callable[[str, int], bool]) -> type[ssl.SSLSocket]:
+    """Make a socket class whose handshake fails for a certificate that is no longer in force."""
+
+    class CheckedSocket(ssl.SSLSocket):
+        def do_handshake(self, block: bool = False) -> None:
+            super().do_handshake(block)
+            name, certificate = tls.peer_name(self), self.getpeercert()
+            if name is None or not certificate:
+                return
+            if not accepts(name, int(str(certificate["serialNumber"]), 16)):
+                raise ssl.SSLError(f"the certificate of {name} was revoked or replaced")
+
+    return CheckedSocket
+
+
+def _requested_key(csr_pem: str, node: str) -> ec.EllipticCurvePublicKey:
+    """Check that `csr_pem` is a sound request for `node`; answers its P-256 key."""
     if len(csr_pem) > _CSR_LIMIT:
         raise EnrolmentRefused(
             f"the certificate request of node {node!r} has {len(csr_pem)} bytes, more than {_CSR_LIMIT}"
@@ -245,7 +261,7 @@ def _parse_request(csr_pem: str, node: str) -> x509.CertificateSigningRequest:
         raise EnrolmentRefused(f"the certificate request is for {names!r}, the enrolment for node {node!r}")
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise EnrolmentRefused(f"the key of node {node!r} is not an EC P-256 key; make one of that kind")
-    return request
+    return key
 
 
 def _key_usage(*, authority: bool) -> x509.KeyUsage:
@@ -266,7 +282,9 @@ def _load_or_make_key(path: Path) -> ec.EllipticCurvePrivateKey:
     if path.exists():
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
         if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise EnrolmentRefused(f"{path} is not an EC key; remove the directory to begin with a new authority")
+            raise EnrolmentRefused(
+                f"{path} is not an EC key; remove the directory to begin with a new authority"
+            )
         return key
     key = ec.generate_private_key(ec.SECP256R1())
     _write_private(path, _key_pem(key))

@@ -77,7 +77,9 @@ def _parse_path(item: object, where: str) -> AddressedPath:
         src=_get(item, "src", str, where),
         dst=_get(item, "dst", str, where),
         links=tuple(links),
-        metrics={name: parse_measurement(_get(item, name, dict, where), f"{where}.{name}") for name in METRICS},
+        metrics={
+            name: parse_measurement(_get(item, name, dict, where), f"{where}.{name}") for name in METRICS
+        },
     )
     try:
         PathMetrics(src=path.src, dst=path.dst, links=path.links, **path.metrics)
@@ -211,9 +213,7 @@ class NorthboundClient:
     def refresh(self) -> None:
         """Read the controller once, now; what goes wrong is kept as the status's reason."""
         try:
-            picture = _Picture(
-                paths=parse_paths(self._read("/paths")), read_at_s=self._clock.monotonic_s()
-            )
+            picture = _Picture(paths=parse_paths(self._read("/paths")), read_at_s=self._clock.monotonic_s())
             if self._topology_stale:
                 self._topology_stale = False
                 topology = self._read("/topology")
@@ -238,7 +238,7 @@ class NorthboundClient:
     def _read(self, path: str) -> Json:
         url = f"{self._url}{BASE}{path}"
         try:
-            with requests.get(url, timeout=(_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S), stream=True) as response:
+            with _session().get(url, timeout=(_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S), stream=True) as response:
                 if response.status_code != requests.codes.ok:
                     raise NorthboundError(f"GET {url} answered {response.status_code}")
                 body = response.raw.read(_BODY_LIMIT + 1, decode_content=True)
@@ -280,7 +280,8 @@ class NorthboundClient:
 
     def _follow_events(self) -> None:
         url = f"{self._url}{BASE}/events"
-        with requests.get(url, timeout=(_CONNECT_TIMEOUT_S, _QUIET_TIMEOUT_S), stream=True) as response:
+        timeout = (_CONNECT_TIMEOUT_S, _QUIET_TIMEOUT_S)
+        with _session().get(url, timeout=timeout, stream=True) as response:
             response.raise_for_status()
             self._stream = response
             try:
@@ -307,6 +308,12 @@ class NorthboundClient:
                 stream.raw.shutdown()
             except (OSError, ValueError, AttributeError, RuntimeError):
                 log.debug("the event stream was already closed")
+
+
+def _session() -> requests.Session:
+    session = requests.Session()
+    session.trust_env = False  # a proxy has no business between us and the controller
+    return session
 
 
 def _short(error: Exception) -> str:

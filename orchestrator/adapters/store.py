@@ -157,6 +157,19 @@ class SqlStore:
             for row in rows
         ], total
 
+    def count_records(self, kind: RecordKind) -> dict[str, int]:
+        """Count the records of a kind by their state."""
+        counted = select(_records.c.state, func.count()).where(_records.c.kind == kind)
+        with self._read() as connection:
+            rows = connection.execute(counted.group_by(_records.c.state)).all()
+        return {row[0]: row[1] for row in rows}
+
+    def count_entries(self, type: str) -> int:
+        """Count the entries of a type over all records."""
+        counted = select(func.count()).select_from(_entries).where(_entries.c.type == type)
+        with self._read() as connection:
+            return connection.execute(counted).scalar_one()
+
     def interrupt_running(self, *, at: float) -> int:
         """Mark what an earlier process left unfinished as `interrupted`; answers how many."""
         with self._write() as connection:

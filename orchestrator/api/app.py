@@ -1,0 +1,103 @@
+"""The Flask application, and the server it runs under."""
+
+from __future__ import annotations
+
+import threading
+from importlib.metadata import PackageNotFoundError, version
+
+import waitress
+from flask import Flask, json, request
+from flask_openapi3 import Info, OpenAPI
+from waitress.server import BaseWSGIServer
+
+from orchestrator.api import completions, deployments, health, jobs, network, nodes, problems
+from orchestrator.api.services import Services
+from orchestrator.errors import InvalidRequest, Unavailable
+
+_BODY_LIMIT_BYTES = 4 * 1024 * 1024
+_THREADS = 40
+
+
+def create_app(services: Services) -> Flask:
+    """Put the routes together."""
+    app = OpenAPI(
+        __name__,
+        info=Info(title="Utopia orchestrator", version=_version()),
+        validation_error_status=400,
+        validation_error_callback=problems.invalid_body,
+    )
+    app.config["MAX_CONTENT_LENGTH"] = _BODY_LIMIT_BYTES
+    app.before_request(_check_json)
+    problems.register(app)
+    for part in (health, nodes, network, jobs, deployments, completions):
+        app.register_api(part.blueprint(services))
+    return app
+
+
+class ApiServer:
+    """The API under waitress, in a thread of its own; start and stop it."""
+
+    def __init__(self, app: Flask, *, host: str, port: int) -> None:
+        """Bind `host`:`port`.
+
+        Raises:
+            Unavailable: the port is taken or the address is not this machine's.
+        """
+        try:
+            self._server: BaseWSGIServer = waitress.create_server(
+                app,
+                host=host,
+                port=port,
+                threads=_THREADS,
+                ident=None,
+                channel_request_lookahead=1,  # notices readers of a stream that vanish
+                outbuf_high_watermark=1 << 20,
+                max_request_body_size=_BODY_LIMIT_BYTES,
+                clear_untrusted_proxy_headers=True,
+            )
+        except OSError as error:
+            raise Unavailable(
+                f"the API cannot listen on {host} port {port}: {error.strerror or error}; "
+                "change api_port (network.api_port of the scenario) or end what holds it"
+            ) from error
+        self._thread = threading.Thread(target=self._server.run, name="api", daemon=True)
+
+    @property
+    def port(self) -> int:
+        """Give the port that is listened on."""
+        return int(self._server.effective_port)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def stop(self, *, timeout_s: float = 5.0) -> None:
+        """Stop answering; requests in progress are cut off after `timeout_s`."""
+        self._server.task_dispatcher.shutdown(timeout=timeout_s)
+        self._server.close()
+        self._thread.join(timeout=timeout_s)
+
+
+def _check_json() -> None:
+    """Refuse a body that is not JSON before its schema is looked at; an empty one counts as `{}`."""
+    if request.method not in ("POST", "PUT", "PATCH"):
+        return
+    raw = request.get_data(cache=True)
+    if not raw.strip():
+        request._cached_json = ({}, {})
+        return
+    try:
+        document = json.loads(raw)
+    except ValueError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}; send an object like {{}}") from error
+    if not isinstance(document, dict):
+        raise InvalidRequest(f"the body is a JSON {type(document).__name__}; send an object like {{}}")
+    # Clients that forget the content type are understood all the same.
+    request._cached_json = (document, document)
+
+
+def _version() -> str:
+    try:
+        return version("utopia")
+    except PackageNotFoundError:
+        return "0.1.0"

@@ -1,0 +1,87 @@
+"""Whether the process lives, is ready, and how it is doing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from flask import Response
+from flask_openapi3 import APIBlueprint, Tag
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from orchestrator.api.services import Services
+from orchestrator.ports import Json, RecordKind
+
+_TAG = Tag(name="health", description="Liveness, readiness and metrics")
+
+
+def blueprint(services: Services) -> APIBlueprint:
+    """Serve /healthz, /readyz and /metrics."""
+    routes = APIBlueprint("health", __name__, abp_tags=[_TAG])
+    registry = CollectorRegistry()
+    registry.register(_Collector(services))
+
+    @routes.get("/healthz", summary="Is the process alive?")
+    def healthz() -> Json:
+        return {"status": "ok"}
+
+    @routes.get("/readyz", summary="Can it work? 503 with the reasons if not")
+    def readyz() -> tuple[Json, int]:
+        checks = {"workers": services.pool.ready(), "store": services.store.ready()}
+        ready = not any(checks.values())
+        northbound = services.northbound.status()
+        answer = {
+            "ready": ready,
+            "checks": {name: {"ok": reason is None, "reason": reason} for name, reason in checks.items()},
+            "northbound": {
+                "url": northbound.url,
+                "reachable": northbound.reachable,
+                "age_s": northbound.age_s,
+                "reason": northbound.reason,
+            },
+        }
+        return answer, 200 if ready else 503
+
+    @routes.get("/metrics", summary="Metrics in Prometheus' text format")
+    def metrics() -> Response:
+        return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+
+    return routes
+
+
+class _Collector:
+    """Reads the figures at the moment they are asked for."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def collect(self) -> Iterable[Metric]:
+        """Give every metric as it is now."""
+        nodes = self._services.pool.nodes()
+        yield _gauge("utopia_nodes", "Nodes that were ever invited", len(nodes))
+        yield _gauge("utopia_nodes_alive", "Nodes that are attached now", sum(node.alive for node in nodes))
+        northbound = self._services.northbound.status()
+        yield _gauge("utopia_northbound_reachable", "Whether the controller answers", northbound.reachable)
+        if northbound.age_s is not None:
+            yield _gauge("utopia_northbound_age_seconds", "Age of the measurements", northbound.age_s)
+        kinds: tuple[RecordKind, ...] = ("job", "deployment")
+        for kind in kinds:
+            yield self._records(kind)
+        tokens = CounterMetricFamily("utopia_generated_tokens", "Tokens generated since the start")
+        tokens.add_metric([], self._services.deployments.tokens_generated())
+        yield tokens
+        decisions = CounterMetricFamily("utopia_decisions", "Decisions on record")
+        decisions.add_metric([], self._services.store.count_entries("decision"))
+        yield decisions
+
+    def _records(self, kind: RecordKind) -> Metric:
+        family = GaugeMetricFamily(f"utopia_{kind}s", f"Records of {kind}s by state", labels=["state"])
+        for state, count in self._services.store.count_records(kind).items():
+            family.add_metric([state], count)
+        return family
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    family = GaugeMetricFamily(name, text)
+    family.add_metric([], float(value))
+    return family

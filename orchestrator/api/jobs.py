@@ -1,0 +1,75 @@
+"""Fine-tuning jobs."""
+
+from __future__ import annotations
+
+from flask import Response
+from flask_openapi3 import APIBlueprint, Tag
+
+from orchestrator.api import streams
+from orchestrator.api.pages import ById, Following, Page, entry_json, page, record_json
+from orchestrator.api.services import Services
+from orchestrator.errors import NotFound
+from orchestrator.finetune.request import JobRequest
+from orchestrator.ports import Json, Record
+
+_TAG = Tag(name="jobs", description="Fine-tuning jobs (Pekel 2025, Algorithm 1)")
+
+
+def blueprint(services: Services) -> APIBlueprint:
+    """Serve /jobs."""
+    routes = APIBlueprint("jobs", __name__, url_prefix="/api/v1", abp_tags=[_TAG])
+
+    @routes.post("/jobs", summary="Start a job; one runs at a time")
+    def submit(body: JobRequest) -> tuple[Json, int, dict[str, str]]:  # type: ignore[valid-type]
+        record = services.jobs.submit(body)
+        return record_json(record), 202, {"Location": f"/api/v1/jobs/{record.id}"}
+
+    @routes.get("/jobs", summary="List jobs, newest first, those of earlier runs of the process too")
+    def list_jobs(query: Page) -> Json:
+        records, total = services.store.records(kind="job", limit=query.limit, offset=query.offset)
+        return page([record_json(record) for record in records], total=total, wanted=query)
+
+    @routes.get("/jobs/<id>", summary="Show a job with its epochs so far")
+    def get_job(path: ById) -> Json:
+        record = _job(services, path.id)
+        return {**record_json(record), "epochs": epochs(services, record.id)}
+
+    @routes.delete("/jobs/<id>", summary="Cancel a job")
+    def cancel(path: ById) -> tuple[Json, int]:
+        _job(services, path.id)
+        return record_json(services.jobs.cancel(path.id)), 202
+
+    @routes.get("/jobs/<id>/decisions", summary="List what was decided in a job, and why")
+    def decisions(path: ById, query: Page) -> Json:
+        _job(services, path.id)
+        entries, total = services.store.entries(
+            path.id, type="decision", limit=query.limit, offset=query.offset
+        )
+        return page([entry_json(entry) for entry in entries], total=total, wanted=query)
+
+    @routes.get("/jobs/<id>/events", summary="Follow a job (server-sent events)")
+    def events(path: ById, query: Following) -> Response:
+        _job(services, path.id)
+        return streams.events(services.events.follow(path.id, after=query.after))
+
+    return routes
+
+
+def epochs(services: Services, job: str) -> list[Json]:
+    """Give the newest report of each epoch: one that came with the loss replaces the one without."""
+    reports: dict[int, Json] = {}
+    after = 0
+    while True:
+        entries, _ = services.store.entries(job, type="epoch", after=after, limit=500)
+        if not entries:
+            return [reports[epoch] for epoch in sorted(reports)]
+        for entry in entries:
+            reports[entry.body["epoch"]] = entry.body
+            after = entry.sequence
+
+
+def _job(services: Services, job: str) -> Record:
+    record = services.store.get(job)
+    if record.kind != "job":
+        raise NotFound(f"{job!r} is a {record.kind}, not a job; see /api/v1/{record.kind}s/{job}")
+    return record

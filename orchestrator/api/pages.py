@@ -1,0 +1,71 @@
+"""Lists in pages, and the small schemas that routes share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from orchestrator.ports import Entry, Json, Record
+
+
+class Body(BaseModel):
+    """A request body: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Page(Body):
+    """Which part of a list."""
+
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    offset: Annotated[int, Field(ge=0)] = 0
+
+
+class ById(Body):
+    """A job, deployment or run by its id."""
+
+    id: Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class ByNode(Body):
+    """A node by its name."""
+
+    node: Annotated[str, Field(min_length=1, max_length=63)]
+
+
+class Following(Body):
+    """Where in a stream of events to begin."""
+
+    after: Annotated[int, Field(ge=0, description="the last sequence number already seen")] = 0
+
+
+def page(items: Sequence[Json], *, total: int, wanted: Page) -> Json:
+    """Wrap one page of a list."""
+    return {"items": list(items), "total": total, "limit": wanted.limit, "offset": wanted.offset}
+
+
+def cut(items: Sequence[Any], wanted: Page, as_json: Callable[[Any], Json]) -> Json:
+    """Take the wanted page out of a whole list."""
+    part = items[wanted.offset : wanted.offset + wanted.limit]
+    return page([as_json(item) for item in part], total=len(items), wanted=wanted)
+
+
+def record_json(record: Record) -> Json:
+    """Write a job or deployment as JSON."""
+    return {
+        "id": record.id,
+        "kind": record.kind,
+        "state": record.state,
+        "reason": record.reason,
+        "created_at": record.created_at,
+        "ended_at": record.ended_at,
+        "spec": record.spec,
+        "summary": record.summary,
+    }
+
+
+def entry_json(entry: Entry) -> Json:
+    """Write one entry of the event log as JSON."""
+    return {"sequence": entry.sequence, "at": entry.at, "type": entry.type, **entry.body}

@@ -1,0 +1,70 @@
+"""What the routes work with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from orchestrator.config import Config
+from orchestrator.finetune.request import JobRequest
+from orchestrator.inference.request import DeploymentRequest
+from orchestrator.ports import Clock, EventSink, Json, Northbound, Record, Store, WorkerPool
+
+
+class Jobs(Protocol):
+    """Fine-tuning jobs; see `orchestrator.finetune.driver`."""
+
+    def submit(self, request: JobRequest) -> Record: ...  # type: ignore[valid-type]
+
+    def cancel(self, job: str) -> Record: ...
+
+
+class Generation(Protocol):
+    """One running completion; see `orchestrator.inference.driver`."""
+
+    @property
+    def request(self) -> str: ...
+
+    @property
+    def prompt_tokens(self) -> int: ...
+
+    def chunks(self) -> Iterator[Json]:
+        """Yield `{"text", "token", "epoch", ...}` per token, last `{"finish_reason", "detail"}`."""
+        ...
+
+    def cancel(self) -> None: ...
+
+
+class Deployments(Protocol):
+    """Split deployments; see `orchestrator.inference.driver`."""
+
+    def deploy(self, request: DeploymentRequest) -> Record: ...
+
+    def undeploy(self, deployment: str) -> Record: ...
+
+    def live(self) -> Sequence[str]: ...
+
+    def describe(self, deployment: str) -> Json: ...
+
+    def preview(self, deployment: str) -> Json: ...
+
+    def migrate(self, deployment: str) -> None: ...
+
+    def complete(self, deployment: str, *, prompt: str, max_tokens: int) -> Generation: ...
+
+    def tokens_generated(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """Everything that the API stands on."""
+
+    config: Config
+    clock: Clock
+    pool: WorkerPool
+    northbound: Northbound
+    store: Store
+    events: EventSink
+    jobs: Jobs
+    deployments: Deployments
