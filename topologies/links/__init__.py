@@ -1,0 +1,1 @@
+"""Emulated links: the layout of the wires, and two back ends that impair what goes through them."""

@@ -1,0 +1,109 @@
+"""Build a whole network from a spec: Mininet hosts, switches and emulated links, all wires laid at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from mininet.log import setLogLevel
+from mininet.net import Mininet
+from mininet.node import RemoteController
+
+from topologies import ovs, shell
+from topologies.edge_cloud import EdgeCloud
+from topologies.errors import TestbedError
+from topologies.specs import NetworkSpec
+from topologies.wiring import Wiring
+
+log = logging.getLogger(__name__)
+
+_OPEN_FILES = 65536
+
+
+class Network(Mininet):  # type: ignore[misc]
+    """A running network; `spec` is what it was made from. `stop` removes it."""
+
+    def __init__(self, spec: NetworkSpec, wiring: Wiring, *, datapath: str, openflow_port: int) -> None:
+        self.spec = spec
+        self.wiring = wiring
+        self.datapath = datapath
+        _allow_open_files()
+        # Mininet's own initialisation rewrites system-wide kernel settings and would not put them back
+        Mininet.inited = True
+        setLogLevel("warning")
+        super().__init__(
+            topo=EdgeCloud(spec=spec, wiring=wiring, datapath=datapath, batch=True),
+            controller=_controller(openflow_port),
+            build=False,
+        )
+
+    def buildFromTopo(self, topo: Any = None) -> None:
+        """Make the nodes, then all wires in one go."""
+        super().buildFromTopo(topo)
+        self.wiring.lay()
+
+    def start_all(self, record: Callable[[dict[str, int]], None]) -> None:
+        """Build and start; `record` is told the processes of hosts and switches.
+
+        Raises:
+            TestbedError: a switch did not come up.
+        """
+        self.wiring.open()
+        self.build()
+        record(self.shells())
+        self.start()
+        self._check_bridges()
+
+    def shells(self) -> dict[str, int]:
+        """Return the process that holds each node."""
+        return {f"node {node.name}": node.pid for node in (*self.hosts, *self.switches)}
+
+    def _check_bridges(self) -> None:
+        have = set(ovs.bridges(self.spec.prefix))
+        missing = [switch.name for switch in self.switches if switch.name not in have]
+        if missing:
+            raise TestbedError(f"Open vSwitch did not make {', '.join(missing)}; see /var/log/openvswitch")
+        lines = shell.run(["ovs-vsctl", "--format=csv", "--no-headings", "--columns=name,error", "list", "Interface"])
+        broken = [
+            line for line in lines.splitlines() if line.startswith(f"{self.spec.prefix}-") and ",[]" not in line
+        ]
+        if broken:
+            raise TestbedError(f"Open vSwitch cannot use these interfaces: {'; '.join(broken)}")
+
+    def stop(self) -> None:
+        """Remove all: bridges first, so that Open vSwitch does not see its ports vanish."""
+        ovs.delete_bridges([switch.name for switch in self.switches])
+        self.wiring.close()
+        for node in (*self.hosts, *self.switches, *self.controllers):
+            with suppress(ProcessLookupError):
+                node.terminate()
+
+    def netns(self, host: str) -> str:
+        """Return the path of a host's network namespace."""
+        return f"/proc/{self.nameToNode[host].pid}/ns/net"
+
+
+def _controller(port: int) -> type[RemoteController]:
+    class LocalController(RemoteController):  # type: ignore[misc]
+        """The controller on this machine; switches go on trying until it is there."""
+
+        def __init__(self, name: str, **params: Any) -> None:
+            super().__init__(name, ip="127.0.0.1", port=port, **params)
+
+        def checkListening(self) -> None:
+            """Do not wait for it: who needs it, waits for its REST."""
+
+    return LocalController
+
+
+def _allow_open_files() -> None:
+    """Raise the limit of open files: every node takes a few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    log.debug("process %d may open %d files", os.getpid(), max(soft, wanted))

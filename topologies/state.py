@@ -1,0 +1,196 @@
+"""Remember what was started under a prefix, and remove it, also when whoever started it is gone.
+
+`/run/utopia/<prefix>/state.json` names the owner (the process that looks after the network) and every other
+process; it is written before or as each thing is made. Bridges, interfaces and the namespace are found by
+their names, which only this package gives. Nothing else is touched.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from topologies import ovs, shell
+from topologies.errors import CommandError, TestbedError
+from topologies.links import wires
+from topologies.processes import Process, identify, stop_all
+
+log = logging.getLogger(__name__)
+
+ROOT = Path("/run/utopia")
+_STATE = "state.json"
+_KEPT = ("logs", "orchestrator")
+"""What stays in the directory when all is down: logs, and the orchestrator's records."""
+
+
+def directory(prefix: str) -> Path:
+    """Return the directory of the network called `prefix`."""
+    return ROOT / prefix
+
+
+class Journal:
+    """The record of one network. Only its owner writes it."""
+
+    def __init__(self, prefix: str, owner: Process) -> None:
+        self.directory = directory(prefix)
+        self._prefix = prefix
+        self._owner = owner
+        self._processes: list[Process] = []
+        self._status: dict[str, Any] = {}
+
+    @classmethod
+    def create(cls, prefix: str) -> Journal:
+        """Begin a record that this process owns.
+
+        Raises:
+            TestbedError: another owner lives.
+        """
+        have = read(prefix)
+        if have and have.owner.alive() and have.owner.pid != os.getpid():
+            raise TestbedError(
+                f"network {prefix!r} is up already (process {have.owner.pid}); take it down first, "
+                "or choose another network.prefix"
+            )
+        owner = identify("owner", os.getpid())
+        assert owner is not None
+        journal = cls(prefix, owner)
+        (journal.directory / "logs").mkdir(parents=True, exist_ok=True, mode=0o700)
+        journal._write()
+        return journal
+
+    def add_process(self, name: str, pid: int) -> None:
+        """Record a process that was just started; one that is gone already needs no record."""
+        process = identify(name, pid)
+        if process is not None:
+            self._processes.append(process)
+            self._write()
+
+    def add_processes(self, pids: dict[str, int]) -> None:
+        """Record several processes that were just started."""
+        found = [identify(name, pid) for name, pid in pids.items()]
+        self._processes += [process for process in found if process is not None]
+        self._write()
+
+    def set_status(self, status: dict[str, Any]) -> None:
+        """Keep what the network is, for those who ask when its owner is gone."""
+        self._status = status
+        self._write()
+
+    def _write(self) -> None:
+        document = {
+            "prefix": self._prefix,
+            "boot": _boot_id(),
+            "owner": asdict(self._owner),
+            "processes": [asdict(process) for process in self._processes],
+            "status": self._status,
+        }
+        path = self.directory / _STATE
+        temporary = path.with_suffix(".new")
+        temporary.write_text(json.dumps(document), encoding="utf-8")
+        temporary.replace(path)
+
+
+class Record:
+    """What a journal says, as read by others."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.owner = Process(**document["owner"])
+        self.processes = [Process(**item) for item in document["processes"]]
+        self.status: dict[str, Any] = document["status"]
+
+
+def read(prefix: str) -> Record | None:
+    """Read the record of `prefix`; None if there is none of this boot."""
+    path = directory(prefix) / _STATE
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["boot"] != _boot_id():
+            return None
+        return Record(document)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TestbedError(f"{path} cannot be read ({error}); remove it and try again") from error
+
+
+def sweep(prefix: str) -> list[str]:
+    """Remove everything that is left of `prefix` and return what that was, in words.
+
+    The owner must be gone, or be this process.
+    """
+    removed = [f"process {item.name} ({item.pid})" for item in _stop_processes(prefix)]
+    removed += _remove_bridges(prefix)
+    removed += _remove_namespace(prefix)
+    removed += _remove_interfaces(prefix)
+    _tidy(directory(prefix))
+    return removed
+
+
+def _stop_processes(prefix: str) -> list[Process]:
+    record = read(prefix)
+    if record is None:
+        return []
+    return stop_all(item for item in record.processes if item.pid != os.getpid())
+
+
+def _remove_bridges(prefix: str) -> list[str]:
+    try:
+        names = [name for name in ovs.bridges(prefix) if _is_ours(prefix, name)]
+        ovs.delete_bridges(names)
+    except CommandError as error:
+        log.debug("Open vSwitch does not answer, so it has no bridges: %s", error)
+        return []
+    return [f"bridge {name}" for name in names]
+
+
+def _remove_namespace(prefix: str) -> list[str]:
+    name = wires.namespace(prefix)
+    if not Path("/run/netns", name).exists():
+        return []
+    shell.run(["ip", "netns", "del", name])
+    return [f"namespace {name}"]
+
+
+def _remove_interfaces(prefix: str) -> list[str]:
+    """Remove switch ports that are left; those whose other end was in the namespace go with it, a bit later."""
+    names = [name for name in interfaces() if _is_ours(prefix, name)]
+    removed = []
+    for name in names:
+        try:
+            shell.run(["ip", "link", "del", name])
+            removed.append(f"interface {name}")
+        except CommandError as error:
+            log.debug("%s went by itself: %s", name, error)
+    return removed
+
+
+def interfaces() -> list[str]:
+    """List the network interfaces of this namespace."""
+    return os.listdir("/sys/class/net")
+
+
+def _is_ours(prefix: str, name: str) -> bool:
+    """Tell whether this package gave that name: `ut-c1`, `ut-g12`, `ut-g12.3`."""
+    return re.fullmatch(rf"{re.escape(prefix)}-[cg]\d+(\.\d+)?", name) is not None
+
+
+def _tidy(path: Path) -> None:
+    if not path.exists():
+        return
+    for item in path.iterdir():
+        if item.name in _KEPT:
+            continue
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item)
+        else:
+            item.unlink()
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
