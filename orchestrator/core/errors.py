@@ -24,3 +24,7 @@ class Infeasible(CoreError):
         super().__init__(reason)
         self.constraint = constraint
         self.reason = reason
+
+
+class SearchLimit(CoreError):
+    """The exact solver gave up after its limit of expansions; the beam has an answer."""

@@ -1,8 +1,8 @@
 """Score nodes by their distance to the utopia point (Pekel 2025, Eqs. 2 and 3), oriented first.
 
-The paper does not orient its criteria: taken literally, a node with every criterion at its worst can outrank a
-better one (DESIGN.md, section 6). Here cost criteria become 1 - n before anything else, which puts the utopia
-point at (1, 1, 1, 1, 1); the literal form is kept as the variant `printed`, for comparison.
+The paper does not orient its criteria: taken literally, a node with every criterion at its worst can outrank
+a better one (DESIGN.md, section 6). Here cost criteria become 1 - n before anything else, which puts the
+utopia point at (1, 1, 1, 1, 1); the literal form is kept as the variant `printed`, for comparison.
 
 Shapes: N nodes, K = 5 criteria in the order of CRITERIA.
 """
@@ -59,7 +59,8 @@ class Weights:
 class Criteria:
     """What one node is scored on; None where unknown, with the reason under `notes`.
 
-    `compute` FLOP/s, `bandwidth` bit/s (higher is better); `delay` s, `loss` ratio, `time` s (lower is better).
+    Higher is better for `compute` (FLOP/s) and `bandwidth` (bit/s), lower for `delay` (s), `loss` (ratio) and
+    `time` (s).
     """
 
     node: str

@@ -122,7 +122,7 @@ def worth_moving(current: float | None, candidate: Breakdown, hysteresis: Hyster
     if ratio < hysteresis.gain_ratio:
         return Verdict(
             worth=False,
-            reason=f"the cost would change by {-ratio:+.1%}, less than the margin of -{hysteresis.gain_ratio:.0%}",
+            reason=f"the cost would change by {-ratio:+.1%}, the margin is {-hysteresis.gain_ratio:+.0%}",
         )
     if saved * hysteresis.horizon_tokens < candidate.prefill_s:
         return Verdict(

@@ -19,8 +19,8 @@ from orchestrator.core.triggers import Hysteresis, Thresholds
 class DeploymentSpec:
     """What is deployed and under which rules; `Engine(spec)` runs it.
 
-    `min_nodes` distinct nodes at least form the ring. `pinned_head` keeps the head on one node. `nodes`, where
-    not empty, are the only ones that may be used.
+    `min_nodes` distinct nodes at least form the ring. `pinned_head` keeps the head on one node. `nodes`,
+    where not empty, are the only ones that may be used.
     """
 
     deployment: str
