@@ -118,7 +118,7 @@ def encode(frame: Frame) -> list[memoryview]:
     body_len = sum(array.nbytes for _, array in arrays)
     if len(packed) > MAX_HEADER_BYTES:
         raise WireError(f"frame {frame.kind!r}: header of {len(packed)} bytes, at most {MAX_HEADER_BYTES}")
-    _checked_header(header, body_len=body_len, max_body_bytes=body_len)
+    _checked_header(header, body_len=body_len, max_body_bytes=max(body_len, DEFAULT_MAX_BODY_BYTES))
     prefix = PREFIX.pack(MAGIC, VERSION, 0, len(packed), body_len)
     buffers = [memoryview(prefix + packed)]
     buffers += [array.reshape(-1).view(np.uint8).data for _, array in arrays if array.size]

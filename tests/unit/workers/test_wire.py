@@ -1,0 +1,146 @@
+"""FrameSocket on a socket pair: sending, stalling, closing."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+import numpy as np
+import pytest
+from worker_loopback import wait_until
+
+from workers.errors import EndOfStream, WireError
+from workers.wire import Frame, FrameSocket
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[FrameSocket, FrameSocket]]:
+    ours, theirs = (FrameSocket(sock, 1 << 26, stall_timeout_s=0.2) for sock in socket.socketpair())
+    with closing(ours), closing(theirs):
+        yield ours, theirs
+
+
+def test_frames_of_many_threads_do_not_mix(pair: tuple[FrameSocket, FrameSocket]) -> None:
+    ours, theirs = pair
+
+    def send(number: int) -> None:
+        for _ in range(20):
+            ours.send(Frame("x", fields={"n": number}, tensors={"t": np.full(30_000, number, np.int32)}))
+
+    threads = [threading.Thread(target=send, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(80):
+        frame = theirs.receive()
+        assert (frame.tensors["t"] == frame.fields["n"]).all()
+    for thread in threads:
+        thread.join(5)
+    assert ours.bytes_sent == theirs.bytes_received
+
+
+def test_many_small_and_some_large_tensors_arrive(pair: tuple[FrameSocket, FrameSocket]) -> None:
+    ours, theirs = pair
+    rng = np.random.default_rng(0)
+    sizes = [1, 7, 20_000, 0, 3_000_000, 5, 70_000, 1, 16_384, 16_385, 262_144, 2]
+    tensors = {str(i): rng.integers(0, 255, size, dtype=np.uint8) for i, size in enumerate(sizes)}
+    sender = threading.Thread(target=lambda: ours.send(Frame("x", tensors=tensors)))
+    sender.start()
+    received = theirs.receive().tensors
+    sender.join(5)
+    assert {name: tensor.tobytes() for name, tensor in received.items()} == {
+        name: tensor.tobytes() for name, tensor in tensors.items()
+    }
+
+
+def test_a_value_that_cannot_be_packed_leaves_the_stream_usable(
+    pair: tuple[FrameSocket, FrameSocket],
+) -> None:
+    ours, theirs = pair
+    for bad in (
+        Frame("x", fields={"a": object()}),
+        Frame("x", tensors={"t": np.zeros(3, dtype=np.float64)}),
+        Frame("", fields={}),
+        Frame("x", id=1, reply_to=2),
+        Frame("x", fields={"a": 2**70}),
+    ):
+        with pytest.raises(WireError):
+            ours.send(bad)
+    ours.send(Frame("good"))
+    assert theirs.receive().kind == "good"
+
+
+def test_the_error_for_a_dtype_names_tensor_and_way_out(pair: tuple[FrameSocket, FrameSocket]) -> None:
+    with pytest.raises(WireError, match=r"'logits': dtype float64 has no place.*convert to one of f32"):
+        pair[0].send(Frame("x", tensors={"logits": np.zeros(3)}))
+
+
+def test_a_peer_that_does_not_read_breaks_the_stream_after_the_stall_time(
+    pair: tuple[FrameSocket, FrameSocket],
+) -> None:
+    ours, _ = pair
+    with pytest.raises(WireError, match="stood still"):
+        ours.send(Frame("x", tensors={"t": np.zeros(1 << 22, dtype=np.uint8)}))
+    assert ours.broken
+    with pytest.raises(EndOfStream):
+        ours.send(Frame("y"))
+
+
+def test_a_sender_that_waits_behind_another_times_out_without_harm() -> None:
+    ours, theirs = (FrameSocket(sock, 1 << 26) for sock in socket.socketpair())
+    with closing(ours), closing(theirs):
+        large = Frame("large", tensors={"t": np.zeros(1 << 24, dtype=np.uint8)})
+        sender = threading.Thread(target=lambda: ours.send(large))
+        sender.start()
+        wait_until(lambda: ours.bytes_sent > 0, what="the large frame's beginning")
+        with pytest.raises(TimeoutError):
+            ours.send(Frame("small"), timeout_s=0.05)
+        assert theirs.receive().kind == "large"
+        sender.join(5)
+        ours.send(Frame("small"), timeout_s=1)
+        assert theirs.receive().kind == "small"
+
+
+def test_a_peer_that_stops_in_the_middle_of_a_frame_is_given_up() -> None:
+    ours, theirs = socket.socketpair()
+    with closing(FrameSocket(ours, 100, stall_timeout_s=0.1)) as frames, closing(theirs):
+        theirs.sendall(b"UT\x01\x00\x00")
+        with pytest.raises(WireError, match="stood still"):
+            frames.receive()
+
+
+def test_a_peer_may_be_silent_between_frames_for_longer_than_the_stall_time() -> None:
+    ours, theirs = socket.socketpair()
+    with closing(FrameSocket(ours, 100, stall_timeout_s=0.02)) as frames, closing(theirs):
+        timer = threading.Timer(0.3, lambda: FrameSocket(theirs).send(Frame("late")))
+        timer.start()
+        started_s = time.monotonic()
+        assert frames.receive().kind == "late"
+        assert time.monotonic() - started_s > 0.1
+        timer.join()
+
+
+def test_closing_wakes_a_thread_that_receives(pair: tuple[FrameSocket, FrameSocket]) -> None:
+    ours, _ = pair
+    endings: list[BaseException] = []
+
+    def receive() -> None:
+        try:
+            ours.receive()
+        except WireError as error:
+            endings.append(error)
+
+    receiver = threading.Thread(target=receive)
+    receiver.start()
+    ours.close()
+    receiver.join(5)
+    assert [type(ending) for ending in endings] == [EndOfStream]
+
+
+def test_the_wire_loads_without_torch() -> None:
+    code = "import sys, workers.wire, workers.link, workers.device; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

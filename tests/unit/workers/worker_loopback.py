@@ -1,0 +1,119 @@
+"""What the workers' tests need of an orchestrator: an authority, sockets, waiting with a deadline."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import secrets
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from workers import tls
+from workers.errors import RequestRefused
+from workers.identity import Identity
+
+DAY = datetime.timedelta(days=1)
+
+
+class TestAuthority:
+    """A certificate authority in a directory, which hands out identities and checks one-time secrets."""
+
+    __test__ = False
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self.secrets: dict[str, str] = {}
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.certificate = self._sign("test authority", self.key.public_key(), ca=True)
+        self.ca_path = directory / "ca.pem"
+        self.ca_path.write_bytes(_pem(self.certificate))
+
+    @property
+    def ca_pem(self) -> str:
+        return self.ca_path.read_text()
+
+    def token(self, node: str) -> str:
+        self.secrets[node] = secrets.token_urlsafe(24)
+        der = self.certificate.public_bytes(serialization.Encoding.DER)
+        return f"{self.secrets[node]}.{hashlib.sha256(der).hexdigest()}"
+
+    def enrol(self, *, node: str, secret: str, csr_pem: str) -> str:
+        if self.secrets.get(node) != secret:
+            raise RequestRefused("enrolment-refused", f"the token is not the one made for {node}")
+        del self.secrets[node]
+        csr = x509.load_pem_x509_csr(csr_pem.encode())
+        assert csr.is_signature_valid
+        return _pem(self._sign(node, csr.public_key())).decode()
+
+    def identity(self, name: str, *, valid_for: datetime.timedelta = DAY) -> Identity:
+        key = ec.generate_private_key(ec.SECP256R1())
+        folder = self.directory / name
+        folder.mkdir(exist_ok=True)
+        paths = folder / "worker.pem", folder / "worker.key"
+        paths[0].write_bytes(_pem(self._sign(name, key.public_key(), valid_for=valid_for)))
+        paths[1].write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        (folder / "ca.pem").write_bytes(_pem(self.certificate))
+        return Identity(node=name, ca_path=folder / "ca.pem", certificate_path=paths[0], key_path=paths[1])
+
+    def orchestrator_context(self) -> ssl.SSLContext:
+        identity = self.identity(tls.ORCHESTRATOR)
+        return tls.server_context(
+            ca_path=identity.ca_path,
+            certificate_path=identity.certificate_path,
+            key_path=identity.key_path,
+            anonymous=True,
+        )
+
+    def _sign(
+        self,
+        name: str,
+        public_key: ec.EllipticCurvePublicKey,
+        *,
+        ca: bool = False,
+        valid_for: datetime.timedelta = DAY,
+    ) -> x509.Certificate:
+        now = datetime.datetime.now(datetime.UTC)
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        issuer = subject if ca else self.certificate.subject
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(issuer)
+            .public_key(public_key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - DAY)
+            .not_valid_after(now + valid_for)
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+            .sign(self.key, hashes.SHA256())
+        )
+
+
+def listen() -> socket.socket:
+    """Listen on a free port of 127.0.0.1."""
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def wait_until(condition: Callable[[], object], *, what: str, within_s: float = 10.0) -> None:
+    """Wait for a condition of another thread or process, with a deadline."""
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline_s:
+            raise AssertionError(f"{what}: not within {within_s:g} s")
+        time.sleep(0.005)
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
