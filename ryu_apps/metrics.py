@@ -1,0 +1,75 @@
+"""The controller's own figures for Prometheus; names as Faucet's Gauge has them where they mean the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from ryu_apps.discovery import Network, dpid_text
+from ryu_apps.monitor import Monitor
+from ryu_apps.views import METRICS, Views
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """Collect all figures at the moment they are asked for."""
+
+    def __init__(
+        self,
+        *,
+        network: Network,
+        monitor: Monitor,
+        views: Views,
+        counts: Callable[[], dict[str, float]],
+    ) -> None:
+        self._network = network
+        self._monitor = monitor
+        self._views = views
+        self._counts = counts
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def text(self) -> bytes:
+        """Return the exposition format."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric (the interface of prometheus_client's collectors)."""
+        yield from self._port_metrics()
+        yield from self._link_metrics()
+        for name, value in sorted(self._counts().items()):
+            yield CounterMetricFamily(f"utopia_{name}", "Count since the controller started", value=value)
+
+    def _port_metrics(self) -> Iterator[Metric]:
+        families: dict[str, GaugeMetricFamily] = {}
+        labels = ["dp_id", "dp_name", "port", "port_description"]
+        for (dpid, number), totals in self._monitor.totals().items():
+            switch = self._network.switches.get(dpid)
+            port = None if switch is None else switch.ports.get(number)
+            if switch is None or port is None:
+                continue
+            for name, value in totals.items():
+                family = families.setdefault(name, GaugeMetricFamily(name, "Port counter", labels=labels))
+                family.add_metric([f"0x{dpid:x}", switch.name, str(number), port.name], value)
+        yield from families.values()
+        up = GaugeMetricFamily("dp_status", "1 if the switch is connected", labels=["dp_id", "dp_name"])
+        for switch in self._network.switches.values():
+            up.add_metric([f"0x{switch.dpid:x}", switch.name or dpid_text(switch.dpid)], 1)
+        yield up
+
+    def _link_metrics(self) -> Iterator[Metric]:
+        families = {
+            metric: GaugeMetricFamily(
+                f"utopia_link_{metric}", "Measured, smoothed; absent while unknown", labels=["link"]
+            )
+            for metric in METRICS
+        }
+        for link_id, values in self._views.all_values().items():
+            for metric, family in families.items():
+                value = getattr(values, metric).value
+                if value is not None:
+                    family.add_metric([link_id], value)
+        yield from families.values()

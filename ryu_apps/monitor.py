@@ -1,0 +1,106 @@
+"""Poll the port counters of every switch, staggered, and keep what each link direction carries."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from ryu_apps import openflow
+from ryu_apps.discovery import Network, Port, Switch
+from ryu_apps.options import Options
+from ryu_apps.signals import Change, Signals
+from ryu_apps.stats import CounterRate
+
+LOG = logging.getLogger(__name__)
+
+
+class _PortCounters:
+    """The two directions of one port."""
+
+    def __init__(self) -> None:
+        self.tx = CounterRate()
+        self.rx = CounterRate()
+        self.replied_at = 0.0
+        self.disturbed_at = 0.0
+        self.totals: dict[str, int] = {}
+
+
+class Monitor:
+    """Own the counters of all ports."""
+
+    def __init__(
+        self,
+        network: Network,
+        signals: Signals,
+        options: Options,
+        *,
+        sleep: Callable[[float], None],
+    ) -> None:
+        self._network = network
+        self._interval_s = options.poll_interval_s
+        self._sleep = sleep
+        self._ports: dict[tuple[int, int], _PortCounters] = {}
+        signals.connect(Change.PORT_UP, self._port_up)
+        signals.connect(Change.PORT_DOWN, self._port_down)
+
+    def _port_up(self, change: tuple[Switch, Port]) -> None:
+        switch, port = change
+        self._ports[switch.dpid, port.number] = _PortCounters()
+
+    def _port_down(self, change: tuple[Switch, Port]) -> None:
+        switch, port = change
+        self._ports.pop((switch.dpid, port.number), None)
+
+    def run(self) -> None:
+        """Ask one switch after the other, each once per interval, for ever."""
+        while True:
+            switches = list(self._network.switches.values())
+            for switch in switches:
+                if not openflow.congested(switch.datapath):
+                    switch.datapath.send_msg(openflow.port_stats_request(switch.datapath))
+                self._sleep(self._interval_s / len(switches))
+            if not switches:
+                self._sleep(self._interval_s)
+
+    def replied(self, now: float, dpid: int, body: list[Any]) -> None:
+        """Take a counter reply in; intervals with a packet train of ours in them give no sample."""
+        for entry in body:
+            counters = self._ports.get((dpid, entry.port_no))
+            if counters is None:
+                continue
+            duration_s = entry.duration_sec + entry.duration_nsec * 1e-9
+            usable = counters.disturbed_at < counters.replied_at
+            counters.tx.add(now, duration_s, entry.tx_bytes, usable=usable)
+            counters.rx.add(now, duration_s, entry.rx_bytes, usable=usable)
+            counters.replied_at = now
+            counters.totals = {
+                "of_port_tx_bytes": entry.tx_bytes,
+                "of_port_rx_bytes": entry.rx_bytes,
+                "of_port_tx_packets": entry.tx_packets,
+                "of_port_rx_packets": entry.rx_packets,
+                "of_port_tx_dropped": entry.tx_dropped,
+                "of_port_rx_dropped": entry.rx_dropped,
+                "of_port_tx_errors": entry.tx_errors,
+                "of_port_rx_errors": entry.rx_errors,
+            }
+
+    def disturb(self, now: float, dpid: int, port: int) -> None:
+        """Note that a packet train is crossing a port."""
+        counters = self._ports.get((dpid, port))
+        if counters is not None:
+            counters.disturbed_at = now
+
+    def sent(self, dpid: int, port: int) -> CounterRate:
+        """Return what leaves a port; an empty rate for a port that is down."""
+        counters = self._ports.get((dpid, port))
+        return CounterRate() if counters is None else counters.tx
+
+    def received(self, dpid: int, port: int) -> CounterRate:
+        """Return what enters a port."""
+        counters = self._ports.get((dpid, port))
+        return CounterRate() if counters is None else counters.rx
+
+    def totals(self) -> dict[tuple[int, int], dict[str, int]]:
+        """Return the raw counters of every port, for the metrics."""
+        return {place: dict(counters.totals) for place, counters in self._ports.items()}

@@ -1,0 +1,178 @@
+"""Small builders of OpenFlow 1.3 messages.
+
+Measuring packets leave by the hundred per second, so their packet-outs are packed by hand; everything else
+uses Ryu's classes.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+from ryu.ofproto import ofproto_v1_3
+
+from ryu_apps import packets, probe
+
+Datapath = Any
+"""Ryu's switch connection (ryu.controller.controller.Datapath), which has no types."""
+Message = Any
+
+OFP_VERSIONS = [ofproto_v1_3.OFP_VERSION]
+CONTROLLER = ofproto_v1_3.OFPP_CONTROLLER
+LOCAL = ofproto_v1_3.OFPP_LOCAL
+MAX_PHYSICAL_PORT = ofproto_v1_3.OFPP_MAX
+
+COOKIE_BASE = 0x5554 << 48
+COOKIE_CONTROL = COOKIE_BASE | 1 << 40
+COOKIE_PAIR = COOKIE_BASE | 2 << 40
+PRIORITY_CONTROL = 1000
+PRIORITY_PAIR = 100
+PRIORITY_UNUSED = 20
+PRIORITY_MISS = 10
+PROBE_BYTES = 128
+SEND_QUEUE_HIGH = 8
+"""Measuring packets wait while so many messages are queued to a switch (Ryu blocks at 16)."""
+
+_PACKET_OUT = struct.Struct("!BBHIIIH6x")
+_OUTPUT = struct.Struct("!HHIH6x")
+
+
+def packet_out(frame: bytes, port: int, *, copies: int = 1) -> bytes:
+    """Pack a message that sends `frame` out of `port`, `copies` times."""
+    actions = _OUTPUT.pack(0, _OUTPUT.size, port, 0) * copies
+    length = _PACKET_OUT.size + len(actions) + len(frame)
+    header = _PACKET_OUT.pack(
+        ofproto_v1_3.OFP_VERSION,
+        ofproto_v1_3.OFPT_PACKET_OUT,
+        length,
+        0,
+        ofproto_v1_3.OFP_NO_BUFFER,
+        ofproto_v1_3.OFPP_CONTROLLER,
+        len(actions),
+    )
+    return header + actions + frame
+
+
+def congested(datapath: Datapath) -> bool:
+    """Tell whether messages to a switch pile up, or it is gone."""
+    return datapath.send_q is None or datapath.send_q.qsize() >= SEND_QUEUE_HIGH
+
+
+def _flow(
+    datapath: Datapath, *, priority: int, cookie: int, match: dict[str, Any], actions: list[Any]
+) -> Message:
+    parser = datapath.ofproto_parser
+    instructions = []
+    if actions:
+        instructions.append(parser.OFPInstructionActions(ofproto_v1_3.OFPIT_APPLY_ACTIONS, actions))
+    return parser.OFPFlowMod(
+        datapath=datapath,
+        cookie=cookie,
+        priority=priority,
+        match=parser.OFPMatch(**match),
+        instructions=instructions,
+    )
+
+
+def _to_controller(datapath: Datapath, max_bytes: int) -> list[Any]:
+    return [datapath.ofproto_parser.OFPActionOutput(CONTROLLER, max_bytes)]
+
+
+def base_rules(datapath: Datapath) -> list[Message]:
+    """Return what makes a switch ours: no rule but those for measuring, ARP and first packets."""
+    whole = ofproto_v1_3.OFPCML_NO_BUFFER
+    ipv4 = {"eth_type": packets.ETHERTYPE_IPV4}
+
+    def rule(priority: int, match: dict[str, Any], actions: list[Any]) -> Message:
+        return _flow(datapath, priority=priority, cookie=COOKIE_CONTROL, match=match, actions=actions)
+
+    probes = {**ipv4, "ip_proto": packets.PROTOCOL_UDP, "ipv4_dst": packets.ip_text(probe.PROBE_IP)}
+    return [
+        delete_all(datapath),
+        rule(PRIORITY_CONTROL, probes, _to_controller(datapath, PROBE_BYTES)),
+        rule(
+            PRIORITY_CONTROL,
+            {**ipv4, "ipv4_dst": packets.ip_text(probe.VIRTUAL_IP)},
+            _to_controller(datapath, PROBE_BYTES),
+        ),
+        rule(PRIORITY_CONTROL, {**ipv4, "ipv4_dst": packets.ip_text(probe.FILLER_IP)}, []),
+        rule(PRIORITY_CONTROL, {"eth_type": packets.ETHERTYPE_ARP}, _to_controller(datapath, whole)),
+        rule(PRIORITY_UNUSED, {**ipv4, "ipv4_dst": ("224.0.0.0", "224.0.0.0")}, []),
+        rule(PRIORITY_UNUSED, {**ipv4, "ipv4_dst": ("0.0.0.0", "255.0.0.0")}, []),
+        rule(PRIORITY_UNUSED, {**ipv4, "eth_dst": ("01:00:00:00:00:00", "01:00:00:00:00:00")}, []),
+        rule(PRIORITY_MISS, ipv4, _to_controller(datapath, whole)),
+        rule(0, {}, []),
+    ]
+
+
+def delete_all(datapath: Datapath) -> Message:
+    """Return the message that empties every table of a switch."""
+    return _delete(datapath, match={}, command=ofproto_v1_3.OFPFC_DELETE, priority=0)
+
+
+def pair_rule(datapath: Datapath, *, src: str, dst: str, out_port: int, cookie: int) -> Message:
+    """Return the rule that sends packets from `src` to `dst` out of `out_port`."""
+    action = datapath.ofproto_parser.OFPActionOutput(out_port)
+    return _flow(
+        datapath, priority=PRIORITY_PAIR, cookie=cookie, match=_pair_match(src, dst), actions=[action]
+    )
+
+
+def delete_pair(datapath: Datapath, *, src: str, dst: str) -> Message:
+    """Return the message that removes the rule of a pair."""
+    return _delete(
+        datapath,
+        match=_pair_match(src, dst),
+        command=ofproto_v1_3.OFPFC_DELETE_STRICT,
+        priority=PRIORITY_PAIR,
+    )
+
+
+def _pair_match(src: str, dst: str) -> dict[str, Any]:
+    return {"eth_type": packets.ETHERTYPE_IPV4, "ipv4_src": src, "ipv4_dst": dst}
+
+
+def _delete(datapath: Datapath, *, match: dict[str, Any], command: int, priority: int) -> Message:
+    parser = datapath.ofproto_parser
+    return parser.OFPFlowMod(
+        datapath=datapath,
+        table_id=ofproto_v1_3.OFPTT_ALL if command == ofproto_v1_3.OFPFC_DELETE else 0,
+        command=command,
+        priority=priority,
+        out_port=ofproto_v1_3.OFPP_ANY,
+        out_group=ofproto_v1_3.OFPG_ANY,
+        match=parser.OFPMatch(**match),
+        instructions=[],
+    )
+
+
+def barrier(datapath: Datapath) -> Message:
+    """Return a barrier request with its transaction id set."""
+    message = datapath.ofproto_parser.OFPBarrierRequest(datapath)
+    datapath.set_xid(message)
+    return message
+
+
+def echo_request(datapath: Datapath, data: bytes) -> Message:
+    """Return an echo request that carries `data`."""
+    message = datapath.ofproto_parser.OFPEchoRequest(datapath)
+    message.data = data
+    return message
+
+
+def port_stats_request(datapath: Datapath) -> Message:
+    """Return the request for the counters of all ports."""
+    return datapath.ofproto_parser.OFPPortStatsRequest(datapath, 0, ofproto_v1_3.OFPP_ANY)
+
+
+def port_is_up(description: Any) -> bool:
+    """Tell whether a port is switched on and has a carrier."""
+    down = (
+        description.config & ofproto_v1_3.OFPPC_PORT_DOWN or description.state & ofproto_v1_3.OFPPS_LINK_DOWN
+    )
+    return not down
+
+
+def port_name(description: Any) -> str:
+    """Return the name of a port as text."""
+    return bytes(description.name).split(b"\0", 1)[0].decode("utf-8", "replace")

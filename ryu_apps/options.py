@@ -1,0 +1,79 @@
+"""The controller's own options; `ryu-manager --help` lists them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from oslo_config.cfg import ArgsAlreadyParsedError
+from ryu import cfg
+
+from ryu_apps.errors import StartError
+
+_OPTIONS = [
+    cfg.FloatOpt("probe-rate", default=10.0, help="probes per second and link between switches (default 10)"),
+    cfg.FloatOpt("echo-rate", default=10.0, help="echo requests per second and host (default 10)"),
+    cfg.FloatOpt(
+        "max-probe-rate", default=400.0, help="most measuring packets per second, all together (400)"
+    ),
+    cfg.FloatOpt(
+        "poll-interval", default=1.0, help="seconds between counter requests to a switch (default 1)"
+    ),
+    cfg.FloatOpt(
+        "train-interval",
+        default=20.0,
+        help="seconds between packet trains of a link; 0: no trains (default 20)",
+    ),
+    cfg.FloatOpt("host-timeout", default=60.0, help="seconds until a silent host is lost (default 60)"),
+    cfg.StrOpt("capacities", default=None, help="JSON file that keeps configured capacities over a restart"),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The options, checked; rates per second, intervals in seconds."""
+
+    probe_rate: float
+    echo_rate: float
+    max_probe_rate: float
+    poll_interval_s: float
+    train_interval_s: float
+    host_timeout_s: float
+    capacities_file: str | None
+
+
+def register() -> None:
+    """Make the options known to Ryu; before its command line is read they are flags, later only defaults."""
+    try:
+        cfg.CONF.register_cli_opts(_OPTIONS)
+    except ArgsAlreadyParsedError:
+        cfg.CONF.register_opts(_OPTIONS)
+
+
+def read() -> Options:
+    """Return the options that the controller was started with.
+
+    Raises:
+        StartError: one of them is out of range.
+    """
+    conf = cfg.CONF
+    for name, low, high in (
+        ("probe_rate", 1, 100),
+        ("echo_rate", 1, 100),
+        ("max_probe_rate", 10, 5000),
+        ("poll_interval", 0.2, 60),
+        ("train_interval", 0, 3600),
+        ("host_timeout", 5, 86400),
+    ):
+        value = getattr(conf, name)
+        if not low <= value <= high:
+            flag = "--" + name.replace("_", "-")
+            raise StartError(f"{flag} is {value:g}, it must be between {low:g} and {high:g}")
+    return Options(
+        probe_rate=conf.probe_rate,
+        echo_rate=conf.echo_rate,
+        max_probe_rate=conf.max_probe_rate,
+        poll_interval_s=conf.poll_interval,
+        train_interval_s=conf.train_interval,
+        host_timeout_s=conf.host_timeout,
+        capacities_file=conf.capacities,
+    )
