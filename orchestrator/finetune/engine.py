@@ -1,0 +1,549 @@
+"""Decide what a fine-tuning job does next: events in, instructions out, no I/O (Pekel 2025, Algorithm 1).
+
+An epoch: every active node trains from the newest version (StartRound); valid updates are added up as they
+come (Accept); when each active node has answered, is lost, or has run out of time, the mean of what
+contributed, weighted by samples, becomes the next version (Aggregate). The nodes that took part are scored,
+the policy chooses, and the next epoch begins. Evaluation overlaps it; eliminated nodes get new versions in
+the background. In epoch 0 a node begins as soon as it is loaded itself. A node that is lost, hangs or sends
+garbage costs its own contribution and nothing else; if nobody is left, those eliminated are called back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import isfinite
+from random import Random
+from typing import Any
+
+from orchestrator.core.criteria import criteria_of
+from orchestrator.core.decisions import Decision, NodeScore
+from orchestrator.core.jsonable import Json, to_json
+from orchestrator.core.model import Network
+from orchestrator.core.scoring import score_nodes
+from orchestrator.core.selection import Choice, RoundView, make_policy
+from orchestrator.finetune.messages import (
+    Accept,
+    Aggregate,
+    Aggregated,
+    Announce,
+    Cancelled,
+    Contribution,
+    Discard,
+    DriverFailed,
+    EpochReport,
+    Evaluate,
+    Evaluated,
+    Event,
+    Fail,
+    Finish,
+    Instruction,
+    JobSpec,
+    JobStarted,
+    LoadNode,
+    MetricsTaken,
+    NodeBack,
+    NodeLoaded,
+    NodeLost,
+    NodeSynced,
+    Record,
+    ReportEpoch,
+    RequestFailed,
+    StartRound,
+    Summary,
+    SyncNode,
+    TakeMetrics,
+    Tick,
+    UpdateArrived,
+)
+from orchestrator.finetune.state import ELIMINATED, Health, Node, Phase, Round, epoch_report, invalid
+
+SYNC_ATTEMPTS = 3
+
+
+class Engine:
+    """One fine-tuning job. Feed it every event through `handle`, carry out what it returns, in order."""
+
+    def __init__(self, spec: JobSpec, rng: Random) -> None:
+        """Take a job.
+
+        Raises:
+            InvalidPolicy: the policy is unknown or its condition on nodes and epochs does not hold.
+        """
+        self.spec = spec
+        self._policy = make_policy(spec.policy, nodes=len(spec.nodes), epochs=spec.epochs, rng=rng)
+        self._nodes = {name: Node(name=name) for name in spec.nodes}
+        self._phase = Phase.NEW
+        self._training = False
+        self._round = Round(epoch=0, started_at_s=0.0, active=spec.nodes, waiting=set(spec.nodes))
+        self._version = 0
+        self._losses: dict[int, float] = {}
+        self._reports: dict[int, EpochReport] = {}
+        self._started_at_s = 0.0
+        self._completed_at_s: float | None = None
+        self._out: list[Instruction] = []
+        self._handlers: dict[type[Event], Callable[[Any], None]] = {
+            JobStarted: self._on_started,
+            NodeLoaded: self._on_loaded,
+            UpdateArrived: self._on_update,
+            RequestFailed: self._on_request_failed,
+            NodeLost: self._on_lost,
+            NodeBack: self._on_back,
+            Aggregated: self._on_aggregated,
+            MetricsTaken: self._on_metrics,
+            Evaluated: self._on_evaluated,
+            NodeSynced: self._on_synced,
+            Tick: self._on_tick,
+            DriverFailed: lambda event: self._fail(event.now_s, event.reason),
+            Cancelled: lambda event: self._fail(event.now_s, event.reason, cancelled=True),
+        }
+
+    @property
+    def ended(self) -> bool:
+        """Say whether the job is over; later events change nothing."""
+        return self._phase is Phase.ENDED
+
+    @property
+    def epoch(self) -> int:
+        """Return the epoch in progress."""
+        return self._round.epoch
+
+    @property
+    def version(self) -> int:
+        """Return the newest version of the parameters."""
+        return self._version
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """Return the nodes that take part."""
+        return tuple(name for name, node in self._nodes.items() if node.out is None)
+
+    def handle(self, event: Event) -> list[Instruction]:
+        """Take `event`, return what is to be done, in order."""
+        if self.ended:
+            return self._after_the_end(event)
+        self._handlers[type(event)](event)
+        instructions, self._out = self._out, []
+        return instructions
+
+    def _after_the_end(self, event: Event) -> list[Instruction]:
+        if isinstance(event, UpdateArrived):
+            return [Discard(node=event.node, epoch=event.epoch, reason="the job is over")]
+        return []
+
+    # Beginning
+
+    def _on_started(self, event: JobStarted) -> None:
+        self._phase = Phase.ROUND
+        self._started_at_s = self._round.started_at_s = event.now_s
+        self._announce("loading", f"sending model and data to {len(self._nodes)} nodes")
+        self._decide(event.now_s, "job", "start", self._describe_job(), inputs=self._job_inputs())
+        self._out.append(Evaluate(version=0))
+        for node in self._nodes.values():
+            if node.health is not Health.LOST:
+                self._load(node, event.now_s)
+        self._try_close(event.now_s)
+
+    def _load(self, node: Node, now_s: float) -> None:
+        node.health, node.since_s = Health.LOADING, now_s
+        self._out.append(LoadNode(node=node.name, version=self._version))
+
+    def _on_loaded(self, event: NodeLoaded) -> None:
+        node = self._nodes.get(event.node)
+        if node is None or node.health not in (Health.LOADING, Health.SILENT):
+            return
+        if node.health is Health.SILENT:
+            self._heard_again(node, event.now_s)
+        node.health, node.version = Health.READY, event.version
+        if node.name in self._round.waiting and self._phase is Phase.ROUND:
+            self._start_node(node, event.now_s)
+        else:
+            self._sync(event.now_s)
+        self._try_finish(event.now_s)
+
+    # An epoch
+
+    def _start_round(self, epoch: int, now_s: float) -> None:
+        active = [node for node in self._nodes.values() if node.out is None and node.health is Health.READY]
+        if not active:
+            self._recall(epoch, now_s, self._list_absent())
+            return
+        self._phase = Phase.ROUND
+        names = tuple(node.name for node in active)
+        self._round = Round(epoch=epoch, started_at_s=now_s, active=names, waiting=set(names))
+        for node in active:
+            self._start_node(node, now_s)
+        self._sync(now_s)
+
+    def _recall(self, epoch: int, now_s: float, why: str) -> None:
+        """Call the eliminated back for `epoch`, as nobody else can train it; fail if there are none."""
+        back = [node for node in self._nodes.values() if node.is_spare]
+        if not back:
+            self._fail(now_s, f"no node contributed to epoch {epoch}: {why}")
+            return
+        for node in back:
+            node.out = None
+        names = ", ".join(node.name for node in back)
+        self._decide(now_s, "node", "recalled", f"{names}: nobody else can train epoch {epoch} ({why})")
+        self._start_round(epoch, now_s)
+
+    def _start_node(self, node: Node, now_s: float) -> None:
+        if not self._training:
+            self._training = True
+            self._announce("training", f"{node.name} is loaded and trains")
+        node.health, node.since_s = Health.TRAINING, now_s
+        self._out.append(StartRound(node=node.name, epoch=self._round.epoch, version=self._version))
+
+    def _on_update(self, event: UpdateArrived) -> None:
+        node = self._nodes.get(event.node)
+        if node is None or not self._is_expected(node, event):
+            self._discard(event, "it came too late or was not asked for")
+            if node is not None and node.health is Health.SILENT:
+                self._heard_again(node, event.now_s)
+            return
+        node.health, node.version = Health.READY, max(node.version, self._version)
+        reason = invalid(event)
+        if reason is not None:
+            self._discard(event, reason)
+            self._strike(node, event.now_s, reason)
+            return
+        node.strikes = 0
+        self._round.waiting.discard(node.name)
+        self._round.updates[node.name] = event
+        self._out.append(Accept(node=node.name, epoch=event.epoch, weight=float(event.samples)))
+        self._try_close(event.now_s)
+
+    def _is_expected(self, node: Node, event: UpdateArrived) -> bool:
+        return (
+            self._phase is Phase.ROUND
+            and node.health is Health.TRAINING
+            and node.name in self._round.waiting
+            and event.epoch == self._round.epoch
+        )
+
+    def _discard(self, event: UpdateArrived, reason: str) -> None:
+        self._out.append(Discard(node=event.node, epoch=event.epoch, reason=reason))
+
+    def _try_close(self, now_s: float) -> None:
+        """End the epoch's collecting once nobody's answer is awaited."""
+        if self._phase is not Phase.ROUND or self._round.waiting:
+            return
+        if not self._round.updates:
+            reasons = "; ".join(f"{node}: {reason}" for node, reason in self._round.failed.items())
+            self._recall(self._round.epoch, now_s, reasons)
+            return
+        self._phase, self._round.closed_at_s = Phase.CLOSING, now_s
+        self._out.append(
+            Aggregate(
+                epoch=self._round.epoch,
+                base_version=self._version,
+                new_version=self._version + 1,
+                outer_learning_rate=self.spec.outer_learning_rate,
+                contributions=tuple(
+                    Contribution(node=name, weight=float(self._round.updates[name].samples))
+                    for name in self._round.active
+                    if name in self._round.updates
+                ),
+            )
+        )
+        self._out.append(TakeMetrics(epoch=self._round.epoch))
+
+    def _on_aggregated(self, event: Aggregated) -> None:
+        if self._phase is not Phase.CLOSING or event.version != self._version + 1:
+            return
+        self._version, self._round.aggregated = event.version, True
+        self._out.append(Evaluate(version=event.version))
+        self._try_choose(event.now_s)
+
+    def _on_metrics(self, event: MetricsTaken) -> None:
+        if self._phase is Phase.CLOSING and event.epoch == self._round.epoch:
+            self._round.metrics = event
+            self._try_choose(event.now_s)
+
+    def _try_choose(self, now_s: float) -> None:
+        """Score and choose once the new version exists and the metrics are here; then go on."""
+        if not self._round.aggregated or self._round.metrics is None:
+            return
+        last = self._round.epoch == self.spec.epochs - 1
+        scores = self._score(self._round.metrics)
+        choice = _keep_last_epoch(scores) if last else self._choose(scores)
+        self._apply(choice)
+        self._record_choice(now_s, scores, choice)
+        self._report(now_s, choice)
+        if last:
+            self._settle(now_s)
+        else:
+            self._start_round(self._round.epoch + 1, now_s)
+
+    def _score(self, metrics: MetricsTaken) -> tuple[NodeScore, ...]:
+        """Score those that contributed and can go on; a node lost meanwhile has left anyway."""
+        states = {node.name: node for node in metrics.nodes}
+        took_part = [name for name in self._round.updates if self._nodes[name].health is Health.READY]
+        criteria = [
+            criteria_of(name, states.get(name), metrics.network, self._time_of(name)) for name in took_part
+        ]
+        return score_nodes(criteria, self.spec.weights, self.spec.score)
+
+    def _time_of(self, name: str) -> float | None:
+        update = self._round.updates[name]
+        return update.train_s if self.spec.time_criterion == "train_s" else update.round_s
+
+    def _choose(self, scores: tuple[NodeScore, ...]) -> Choice:
+        out = tuple(name for name, node in self._nodes.items() if node.out == ELIMINATED)
+        return self._policy.choose(RoundView(epoch=self._round.epoch, scores=scores, eliminated=out))
+
+    def _apply(self, choice: Choice) -> None:
+        for name in choice.eliminated:
+            self._nodes[name].out = ELIMINATED
+        for name in choice.readmitted:
+            self._nodes[name].out = None
+
+    # The end
+
+    def _settle(self, now_s: float) -> None:
+        self._phase = Phase.SETTLING
+        self._announce("settling", f"bringing all nodes to version {self._version}")
+        self._sync(now_s)
+        self._try_finish(now_s)
+
+    def _on_evaluated(self, event: Evaluated) -> None:
+        if not isfinite(event.loss):
+            self._fail(
+                event.now_s,
+                f"the held-out loss of version {event.version} is {event.loss}: training diverged; "
+                "lower the learning rate",
+            )
+            return
+        self._losses[event.version] = event.loss
+        if event.version == self.spec.epochs and self._completed_at_s is None:
+            self._completed_at_s = event.now_s
+        report = self._reports.get(event.version)
+        if report is not None:
+            self._out.append(ReportEpoch(report=replace(report, loss=event.loss)))
+        self._try_finish(event.now_s)
+
+    def _try_finish(self, now_s: float) -> None:
+        if self._phase is not Phase.SETTLING or self._completed_at_s is None:
+            return
+        if any(self._is_settling(node) for node in self._nodes.values()):
+            return
+        self._phase = Phase.ENDED
+        settled = tuple(node.name for node in self._nodes.values() if node.has(self._version))
+        summary = Summary(
+            policy=self.spec.policy,
+            epochs=self.spec.epochs,
+            start_loss=self._losses.get(0),
+            final_loss=self._losses[self._version],
+            final_version=self._version,
+            completion_s=self._completed_at_s - self._started_at_s,
+            settle_s=max(0.0, now_s - self._completed_at_s),
+            settled=settled,
+            unsettled={node.name: node.absence for node in self._nodes.values() if node.name not in settled},
+        )
+        self._announce("completed", f"final loss {summary.final_loss:.4f} after {summary.completion_s:.1f} s")
+        self._out.append(Finish(summary=summary))
+
+    def _is_settling(self, node: Node) -> bool:
+        return node.syncing_since_s is not None or node.health is Health.LOADING
+
+    # Background updates
+
+    def _sync(self, now_s: float) -> None:
+        """Begin a transfer to each node that is behind, idle, and has none in flight: newest version only."""
+        for node in self._nodes.values():
+            if self._needs_sync(node):
+                node.syncing_since_s = now_s
+                self._out.append(SyncNode(node=node.name, version=self._version))
+
+    def _needs_sync(self, node: Node) -> bool:
+        settling = self._phase is Phase.SETTLING
+        reachable = node.health is Health.READY or (settling and node.health is Health.SILENT)
+        idle = node.syncing_since_s is None and node.sync_failures < SYNC_ATTEMPTS
+        behind = 0 <= node.version < self._version
+        return reachable and idle and behind and (settling or node.out is not None)
+
+    def _on_synced(self, event: NodeSynced) -> None:
+        node = self._nodes.get(event.node)
+        if node is None or node.health is Health.LOST:
+            return
+        node.version, node.syncing_since_s, node.sync_failures = max(node.version, event.version), None, 0
+        if node.health is Health.SILENT:
+            node.health = Health.READY
+        self._sync(event.now_s)
+        self._try_finish(event.now_s)
+
+    def _sync_failed(self, node: Node, now_s: float, reason: str) -> None:
+        node.syncing_since_s, node.sync_reason = None, reason
+        node.sync_failures += 1
+        self._sync(now_s)
+        self._try_finish(now_s)
+
+    # What goes wrong with nodes
+
+    def _on_request_failed(self, event: RequestFailed) -> None:
+        node = self._nodes.get(event.node)
+        if node is None or node.health is Health.LOST:
+            return
+        if event.request == "sync":
+            self._sync_failed(node, event.now_s, event.reason)
+        elif event.request == "load" and node.health is Health.LOADING:
+            self._drop(node, event.now_s, "load-failed", f"could not be loaded: {event.reason}")
+        elif event.request == "round" and node.health is Health.TRAINING:
+            node.health = Health.READY
+            self._strike(node, event.now_s, event.reason)
+
+    def _drop(self, node: Node, now_s: float, verdict: str, reason: str) -> None:
+        """Leave a node out until it comes back by itself."""
+        node.health, node.out = Health.SILENT, node.out or reason
+        self._miss(node, now_s, verdict, reason)
+
+    def _strike(self, node: Node, now_s: float, reason: str) -> None:
+        """Take an answer that is no good; too many in a row leave the node out."""
+        node.strikes += 1
+        if node.strikes >= self.spec.invalid_limit:
+            node.out = f"{node.strikes} invalid answers in a row, the last: {reason}"
+        self._miss(node, now_s, "refused", reason)
+
+    def _on_lost(self, event: NodeLost) -> None:
+        node = self._nodes.get(event.node)
+        if node is None or node.health is Health.LOST:
+            return
+        node.health, node.syncing_since_s, node.version = Health.LOST, None, -1
+        self._miss(node, event.now_s, "lost", event.reason)
+        self._try_finish(event.now_s)
+
+    def _miss(self, node: Node, now_s: float, verdict: str, reason: str) -> None:
+        """Record a node's failure; its contribution to the epoch, if awaited, will not come."""
+        self._decide(now_s, "node", verdict, f"{node.name}: {reason}", inputs=self._node_inputs(node))
+        if node.name in self._round.waiting:
+            self._round.waiting.discard(node.name)
+            self._round.failed[node.name] = f"{verdict}: {reason}"
+            self._try_close(now_s)
+
+    def _on_back(self, event: NodeBack) -> None:
+        node = self._nodes.get(event.node)
+        if node is None or node.health is not Health.LOST:
+            return
+        node.strikes = node.sync_failures = 0
+        self._allow_again(node, event.now_s, "back")
+        self._load(node, event.now_s)
+
+    def _heard_again(self, node: Node, now_s: float) -> None:
+        """Take back a node that had run out of time and answers after all."""
+        node.health = Health.READY
+        self._allow_again(node, now_s, "answers-again")
+        self._sync(now_s)
+
+    def _allow_again(self, node: Node, now_s: float, verdict: str) -> None:
+        if node.out == ELIMINATED:
+            reason = f"{node.name} was eliminated and stays so; it gets the updates"
+        elif self.spec.rejoin:
+            node.out = None
+            reason = f"{node.name} takes part again from the next epoch it is ready for"
+        else:
+            node.out = "it failed before and rejoin is off"
+            reason = f"{node.name} gets the updates but takes no part: rejoin is off"
+        self._decide(now_s, "node", verdict, reason, inputs=self._node_inputs(node))
+
+    def _on_tick(self, event: Tick) -> None:
+        for node in self._nodes.values():
+            if not self.ended:
+                self._check_deadlines(node, event.now_s)
+        if self._phase is Phase.CLOSING and self._metrics_overdue(event.now_s):
+            nothing = MetricsTaken(
+                now_s=event.now_s,
+                epoch=self._round.epoch,
+                nodes=(),
+                network=Network(taken_at_s=event.now_s),
+            )
+            self._on_metrics(nothing)
+
+    def _metrics_overdue(self, now_s: float) -> bool:
+        overdue = now_s - self._round.closed_at_s > self.spec.metrics_timeout_s
+        return self._round.metrics is None and overdue
+
+    def _check_deadlines(self, node: Node, now_s: float) -> None:
+        waited_s = now_s - node.since_s
+        if node.health is Health.TRAINING and waited_s > self.spec.round_timeout_s:
+            self._drop(node, now_s, "hung", f"no update within {self.spec.round_timeout_s:g} s")
+        elif node.health is Health.LOADING and waited_s > self.spec.load_timeout_s:
+            self._drop(node, now_s, "hung", f"not loaded within {self.spec.load_timeout_s:g} s")
+            self._try_finish(now_s)
+        elif node.syncing_since_s is not None and now_s - node.syncing_since_s > self.spec.sync_timeout_s:
+            node.sync_failures = SYNC_ATTEMPTS
+            self._sync_failed(node, now_s, f"no answer within {self.spec.sync_timeout_s:g} s")
+
+    def _fail(self, now_s: float, reason: str, *, cancelled: bool = False) -> None:
+        if self.ended:
+            return
+        self._phase = Phase.ENDED
+        state = "cancelled" if cancelled else "failed"
+        self._decide(now_s, "job", state, reason)
+        self._announce(state, reason)
+        self._out.append(Fail(reason=reason, cancelled=cancelled))
+
+    # Records
+
+    def _announce(self, state: str, reason: str) -> None:
+        self._out.append(Announce(state=state, reason=reason))
+
+    def _decide(
+        self,
+        now_s: float,
+        kind: str,
+        verdict: str,
+        reason: str,
+        *,
+        inputs: dict[str, Json] | None = None,
+        scores: tuple[NodeScore, ...] = (),
+    ) -> None:
+        decision = Decision(
+            kind=kind,
+            subject=self.spec.job,
+            at_s=now_s,
+            verdict=verdict,
+            reason=reason,
+            inputs=inputs or {},
+            scores=scores,
+        )
+        self._out.append(Record(decision=decision))
+
+    def _record_choice(self, now_s: float, scores: tuple[NodeScore, ...], choice: Choice) -> None:
+        out = choice.eliminated
+        verdict = f"eliminate {', '.join(out)}" if out else "keep all"
+        metrics = self._round.metrics
+        inputs: dict[str, Json] = {
+            "epoch": self._round.epoch,
+            "policy": self._policy.name,
+            "score": self.spec.score,
+            "time_criterion": self.spec.time_criterion,
+            "weights": to_json(self.spec.weights),
+            "measured_at_s": metrics.network.taken_at_s if metrics is not None else None,
+            "eliminated": list(out),
+            "failed": to_json(self._round.failed),
+        }
+        self._decide(now_s, "eliminate", verdict, choice.reason, inputs=inputs, scores=scores)
+
+    def _report(self, now_s: float, choice: Choice) -> None:
+        loss = self._losses.get(self._version)
+        report = epoch_report(self._round, self._version, choice.eliminated, now_s, loss)
+        self._reports[self._version] = report
+        self._out.append(ReportEpoch(report=report))
+
+    def _describe_job(self) -> str:
+        return f"{self._policy.name} over {len(self._nodes)} nodes for {self.spec.epochs} epochs"
+
+    def _job_inputs(self) -> dict[str, Json]:
+        document = to_json(self.spec)
+        assert isinstance(document, dict)
+        return document
+
+    def _node_inputs(self, node: Node) -> dict[str, Json]:
+        return {"node": node.name, "epoch": self._round.epoch, "strikes": node.strikes, "out": node.out}
+
+    def _list_absent(self) -> str:
+        return "; ".join(f"{node.name} {node.out or node.health.value}" for node in self._nodes.values())
+
+
+def _keep_last_epoch(scores: tuple[NodeScore, ...]) -> Choice:
+    return Choice(eliminated=(), reason=f"the last epoch: all {len(scores)} stay")

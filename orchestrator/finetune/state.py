@@ -1,0 +1,112 @@
+"""What the fine-tuning engine remembers: nodes and the epoch in progress."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from math import isfinite
+
+from orchestrator.finetune.messages import EpochReport, MetricsTaken, UpdateArrived
+
+ELIMINATED = "eliminated"
+
+
+class Phase(Enum):
+    """Where the job stands."""
+
+    NEW = "new"
+    ROUND = "round"
+    CLOSING = "closing"
+    SETTLING = "settling"
+    ENDED = "ended"
+
+
+class Health(Enum):
+    """Where a node stands, apart from whether it takes part."""
+
+    LOADING = "loading"
+    READY = "ready"
+    TRAINING = "training"
+    SILENT = "silent"
+    LOST = "lost"
+
+
+@dataclass(slots=True, kw_only=True)
+class Node:
+    """What the engine knows of a node. `out` says why it takes no part, None if it does."""
+
+    name: str
+    health: Health = Health.LOADING
+    out: str | None = None
+    version: int = -1
+    since_s: float = 0.0
+    syncing_since_s: float | None = None
+    sync_failures: int = 0
+    sync_reason: str = ""
+    strikes: int = 0
+
+    @property
+    def is_spare(self) -> bool:
+        """Say whether the node was eliminated and could train now."""
+        return self.out == ELIMINATED and self.health is Health.READY
+
+    @property
+    def absence(self) -> str:
+        """Say why the node does not hold the newest version."""
+        if self.health is Health.LOST:
+            return "lost"
+        return self.sync_reason or self.out or f"still {self.health.value}"
+
+    def has(self, version: int) -> bool:
+        """Say whether the node is there and confirmed `version`."""
+        return self.version == version and self.health is Health.READY
+
+
+@dataclass(slots=True, kw_only=True)
+class Round:
+    """The epoch in progress: whose answer is awaited, what came, who failed and why."""
+
+    epoch: int
+    started_at_s: float
+    active: tuple[str, ...]
+    waiting: set[str]
+    updates: dict[str, UpdateArrived] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    closed_at_s: float = 0.0
+    aggregated: bool = False
+    metrics: MetricsTaken | None = None
+
+
+def epoch_report(
+    epoch: Round, version: int, eliminated: tuple[str, ...], now_s: float, loss: float | None
+) -> EpochReport:
+    """Sum up a finished epoch that made `version`."""
+    updates = epoch.updates
+    return EpochReport(
+        epoch=epoch.epoch,
+        version=version,
+        active=epoch.active,
+        contributed=tuple(name for name in epoch.active if name in updates),
+        eliminated=eliminated,
+        failed=dict(epoch.failed),
+        started_at_s=epoch.started_at_s,
+        seconds=now_s - epoch.started_at_s,
+        loss=loss,
+        node_train_s={name: update.train_s for name, update in updates.items()},
+        node_round_s={name: update.round_s for name, update in updates.items()},
+        node_late_s={name: update.late_s for name, update in updates.items()},
+        node_loss={name: update.loss for name, update in updates.items()},
+    )
+
+
+def invalid(update: UpdateArrived) -> str | None:
+    """Say what is wrong with an update's figures, None if nothing."""
+    if not update.valid:
+        return update.reason or "invalid"
+    if update.samples < 1:
+        return f"samples is {update.samples}, must be at least 1"
+    for name in ("train_s", "round_s"):
+        value = getattr(update, name)
+        if value is not None and not (isfinite(value) and value >= 0):
+            return f"{name} is {value}, must be finite and at least 0"
+    return None
