@@ -19,6 +19,8 @@ KEEPALIVE_IDLE_S = 5
 KEEPALIVE_INTERVAL_S = 2
 KEEPALIVE_PROBES = 3
 USER_TIMEOUT_S = 30
+"""Without an acknowledgement for this long a connection is dead, data or keepalive probes alike (on Linux
+it overrides their number). A full queue on a thin link delays by seconds, so it must not be much less."""
 HANDSHAKE_TIMEOUT_S = 10.0
 
 

@@ -8,17 +8,19 @@ import secrets
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from workers import tls
+from workers import link, tls
 from workers.errors import RequestRefused
 from workers.identity import Identity
+from workers.wire import Frame
 
 DAY = datetime.timedelta(days=1)
 
@@ -113,6 +115,76 @@ def wait_until(condition: Callable[[], object], *, what: str, within_s: float = 
         if time.monotonic() > deadline_s:
             raise AssertionError(f"{what}: not within {within_s:g} s")
         time.sleep(0.005)
+
+
+class LoopbackOrchestrator:
+    """The orchestrator's side of the wire, as far as a worker sees it: enrolment, attaching, commands."""
+
+    def __init__(self, authority: TestAuthority, *, heartbeat_interval_s: float = 0.05) -> None:
+        self.authority = authority
+        self.heartbeat_interval_s = heartbeat_interval_s
+        self.refuse_attach: str | None = None
+        self.channels: dict[tuple[str, str], link.Channel] = {}
+        self.attached: list[tuple[str, dict[str, Any]]] = []
+        self.notified: list[tuple[str, str, dict[str, Any]]] = []
+        self.server: link.Server | None = None
+        self.port = 0
+        self.open()
+
+    def open(self) -> None:
+        """Listen, on the same port as before if there was one."""
+        sock = socket.create_server(("127.0.0.1", self.port))
+        self.server = link.serve(sock, self.authority.orchestrator_context(), handler=self._handle)
+        self.port = self.server.port
+
+    def close(self) -> None:
+        if self.server is not None:
+            self.server.close()
+            self.server = None
+
+    def request(
+        self,
+        node: str,
+        kind: str,
+        fields: Mapping[str, Any] | None = None,
+        tensors: Mapping[str, Any] | None = None,
+        *,
+        channel: str = "control",
+        timeout_s: float = 20.0,
+    ) -> Frame:
+        return self.channels[node, channel].request(kind, fields, tensors, timeout_s=timeout_s)
+
+    def wait_for(self, *nodes: str, attachments: int = 1) -> None:
+        for node in nodes:
+            wait_until(
+                lambda node=node: len(self._attachments(node)) >= 2 * attachments,
+                what=f"{node} attaching",
+                within_s=30,
+            )
+
+    def heartbeats(self, node: str) -> list[dict[str, Any]]:
+        return [
+            fields for sender, kind, fields in list(self.notified) if (sender, kind) == (node, "heartbeat")
+        ]
+
+    def _attachments(self, node: str) -> list[dict[str, Any]]:
+        return [fields for sender, fields in list(self.attached) if sender == node]
+
+    def _handle(self, channel: link.Channel, frame: Frame) -> link.Reply | None:
+        node = channel.peer_name
+        if frame.kind == "ca":
+            return link.Reply({"ca_pem": self.authority.ca_pem})
+        if frame.kind == "enrol":
+            return link.Reply({"certificate_pem": self.authority.enrol(**frame.fields)})
+        assert node is not None
+        if frame.kind == "attach":
+            if self.refuse_attach is not None:
+                raise RequestRefused("refused", self.refuse_attach)
+            self.channels[node, frame.fields["channel"]] = channel
+            self.attached.append((node, dict(frame.fields)))
+            return link.Reply({"heartbeat_interval_s": self.heartbeat_interval_s})
+        self.notified.append((node, frame.kind, dict(frame.fields)))
+        return None
 
 
 def _pem(certificate: x509.Certificate) -> bytes:
