@@ -423,6 +423,9 @@ def work(config: WorkerConfig) -> int:
     except ConnectFailed as error:
         logger.error("%s", error)
         return EXIT_UNREACHABLE
+    except LinkError as error:
+        logger.error("the orchestrator cannot be worked with: %s", error)
+        return EXIT_REFUSED
     except Exception:
         logger.exception("the worker failed")
         return EXIT_FAILED

@@ -119,9 +119,7 @@ class Zygote:
     def answer(self, line: bytes) -> dict[str, Any]:
         """Carry out one call; every failure is an answer."""
         try:
-            call = json.loads(line)
-            if not isinstance(call, dict):
-                raise ZygoteError("a call is a JSON object")
+            call = _parsed(line)
             match call.get("call"):
                 case "spawn":
                     return {"pid": self._spawn(call)}
@@ -132,7 +130,7 @@ class Zygote:
                     return {"stopped": self._end_children()}
                 case other:
                     raise ZygoteError(f"call {other!r} is unknown; known are spawn, reap, stop")
-        except (ValueError, WorkersError) as error:
+        except WorkersError as error:
             return {"error": str(error)}
 
     def _spawn(self, call: dict[str, Any]) -> int:
@@ -250,6 +248,16 @@ def _listen(path: Path) -> socket.socket:
         os.umask(before)
     sock.listen(8)
     return sock
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        call = json.loads(line)
+    except ValueError as error:
+        raise ZygoteError(f"a call is one line of JSON, but: {error}") from error
+    if not isinstance(call, dict):
+        raise ZygoteError("a call is a JSON object")
+    return call
 
 
 def _opened(path: str, flags: int, what: str, stack: contextlib.ExitStack) -> int:
