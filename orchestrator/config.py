@@ -27,6 +27,8 @@ class Config(BaseModel):
     data_netns: Path | None = None
     """The namespace in which the data-plane socket is made (`/proc/<pid>/ns/net`); null: this one."""
     state_dir: Path
+    cache_dir: Path | None = None
+    """Where the embedded model is kept; null: `utopia` in the user's cache directory."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 7
     emulated: bool = False
 

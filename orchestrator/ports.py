@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.core.model import Network
+from orchestrator.core.model import ModelGraph, Network
 
 ChannelName = Literal["control", "bulk"]
 Tensors = Mapping[str, NDArray[Any]]
@@ -237,13 +237,23 @@ class Model:
     parameter_bytes: int
     digest: str
     """SHA-256 over the parameters in order of name: name, then bytes (docs/wire_protocol.md)."""
+    layers: int
+    context_tokens: int
 
 
 class ModelStore(Protocol):
     """Models in folders, and the arithmetic on them that needs torch."""
 
+    def check(self, name: str) -> None:
+        """Refuse a model that cannot be used, quickly; raises ModelError or NotFound."""
+        ...
+
     def resolve(self, name: str) -> Model:
-        """Read `embedded`, a folder path or `job:<id>`; raises ModelError or NotFound."""
+        """Read `embedded` (made on first use), a folder path or `job:<id>`; raises as `check` does."""
+        ...
+
+    def graph(self, model: Model) -> ModelGraph:
+        """Describe the model's layers and what they cost."""
         ...
 
     def parameters(self, model: Model) -> dict[str, NDArray[np.float32]]:
@@ -254,6 +264,10 @@ class ModelStore(Protocol):
         self, model: Model, *, first_layer: int, end_layer: int, head: bool
     ) -> dict[str, NDArray[np.float32]]:
         """Read the parameters of layers [first_layer, end_layer) and, for the head, the rest."""
+        ...
+
+    def digest(self, parameters: Tensors) -> str:
+        """Give the digest of parameters, as workers compute it."""
         ...
 
     def tokens(self, model: Model, *, data: str, max_bytes: int, seed: int) -> NDArray[np.int32]:

@@ -82,15 +82,20 @@ class Authority:
         """Give the SHA-256 of the authority's certificate (DER), in hex: the tokens' second half."""
         return self._certificate.fingerprint(hashes.SHA256()).hex()
 
-    def server_context(self) -> ssl.SSLContext:
-        """Make the data listener's TLS context: a client may show no certificate, but not a revoked one."""
+    def server_context(self, on_certificate: Callable[[str, int], None]) -> ssl.SSLContext:
+        """Make the data listener's TLS context; a client may show no certificate.
+
+        `on_certificate` gets the address (`ip:port`) of each client that shows one of this authority, and
+        its serial number, before anything is read from it. A revoked one passes the handshake, so that
+        `attach` can tell the worker why it is turned away.
+        """
         context = tls.server_context(
             ca_path=self._directory / "ca.pem",
             certificate_path=self._directory / "server.pem",
             key_path=self._directory / "server.key",
             anonymous=True,
         )
-        context.sslsocket_class = _checking_revocation(self.accepts)
+        context.sslsocket_class = _reporting_serials(on_certificate)
         return context
 
     def create_token(self, node: str, *, trusted: bool) -> str:
@@ -227,19 +232,18 @@ class Authority:
         )
 
 
-def _checking_revocation(accepts: Callable[[str, int], bool]) -> type[ssl.SSLSocket]:
-    """Make a socket class whose handshake fails for a certificate that is no longer in force."""
+def _reporting_serials(on_certificate: Callable[[str, int], None]) -> type[ssl.SSLSocket]:
+    """Make a socket class that tells the serial number of the peer's certificate after the handshake."""
 
-    class CheckedSocket(ssl.SSLSocket):
+    class ReportingSocket(ssl.SSLSocket):
         def do_handshake(self, block: bool = False) -> None:
             super().do_handshake(block)
-            name, certificate = tls.peer_name(self), self.getpeercert()
-            if name is None or not certificate:
-                return
-            if not accepts(name, int(str(certificate["serialNumber"]), 16)):
-                raise ssl.SSLError(f"the certificate of {name} was revoked or replaced")
+            certificate = self.getpeercert()
+            if certificate:
+                address = self.getpeername()
+                on_certificate(f"{address[0]}:{address[1]}", int(str(certificate["serialNumber"]), 16))
 
-    return CheckedSocket
+    return ReportingSocket
 
 
 def _requested_key(csr_pem: str, node: str) -> ec.EllipticCurvePublicKey:

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 HEARTBEAT_INTERVAL_S = 1.0
 HEARTBEAT_LIMIT_S = 5.0
 _WATCH_INTERVAL_S = 0.25
+_SERIALS_LIMIT = 8192
+_REFUSAL_S = 1.0
 _NOTIFICATIONS = ("heartbeat", "token", "done", "stalled")
 
 
@@ -116,6 +118,7 @@ class LiveWorkerPool:
         self._losses: dict[str, str] = {}
         self._listeners: list[Callable[[NodeEvent], None]] = []
         self._notified: dict[str, list[Callable[[str, Json], None]]] = defaultdict(list)
+        self._serials: dict[str, int] = {}
         self._server: link.Server | None = None
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watch-workers", daemon=True)
@@ -124,7 +127,7 @@ class LiveWorkerPool:
         """Serve workers on a socket that listens already."""
         self._server = link.serve(
             listening_socket,
-            self._authority.server_context(),
+            self._authority.server_context(self._note_serial),
             handler=self._handle,
             on_close=self._on_close,
             inline_kinds=_NOTIFICATIONS,
@@ -309,6 +312,7 @@ class LiveWorkerPool:
             item = error.errors()[0]
             where = ".".join(str(part) for part in item["loc"])
             raise RequestRefused("bad-fields", f"attach: {where}: {item['msg']}") from error
+        self._check_serial(channel, node)
         with self._lock:
             stale = self._sessions.get(node)
             replaced = stale is not None and stale.session != wanted.session
@@ -324,6 +328,26 @@ class LiveWorkerPool:
             log.info("node %s joined at %s:%d", node, wanted.address, wanted.port)
             self._tell("node_joined", node, "attached")
         return link.Reply({"heartbeat_interval_s": self._heartbeat_interval_s})
+
+    def _note_serial(self, where: str, serial: int) -> None:
+        with self._lock:
+            self._serials[where] = serial
+            while len(self._serials) > _SERIALS_LIMIT:  # of connections that never asked for anything
+                del self._serials[next(iter(self._serials))]
+
+    def _check_serial(self, channel: link.Channel, node: str) -> None:
+        """Turn a worker away whose certificate was revoked or replaced; the connection ends soon after."""
+        with self._lock:
+            serial = self._serials.get(channel.peer_address)
+        if serial is not None and self._authority.accepts(node, serial):
+            return
+        ending = threading.Timer(_REFUSAL_S, channel.close, args=("its certificate is not in force",))
+        ending.daemon = True
+        ending.start()
+        raise RequestRefused(
+            "revoked",
+            f"the certificate of {node} was revoked or replaced; have the operator make a new token",
+        )
 
     def _open(self, node: str, wanted: _Attach) -> _Session:
         session = _Session(
@@ -365,6 +389,7 @@ class LiveWorkerPool:
     def _on_close(self, channel: link.Channel, reason: str) -> None:
         node = channel.peer_name
         with self._lock:
+            self._serials.pop(channel.peer_address, None)
             session = self._sessions.get(node) if node is not None else None
             ours = session is not None and channel in session.channels.values()
         if ours and node is not None:

@@ -6,7 +6,7 @@ from flask import Response
 from flask_openapi3 import APIBlueprint, Tag
 
 from orchestrator.api import streams
-from orchestrator.api.pages import ById, Following, Page, entry_json, page, record_json
+from orchestrator.api.pages import ById, Following, Page, entry_json, epochs, page, record_json
 from orchestrator.api.services import Services
 from orchestrator.errors import NotFound
 from orchestrator.finetune.request import JobRequest
@@ -32,7 +32,7 @@ def blueprint(services: Services) -> APIBlueprint:
     @routes.get("/jobs/<id>", summary="Show a job with its epochs so far")
     def get_job(path: ById) -> Json:
         record = _job(services, path.id)
-        return {**record_json(record), "epochs": epochs(services, record.id)}
+        return {**record_json(record), "epochs": epochs(services.store, record.id)}
 
     @routes.delete("/jobs/<id>", summary="Cancel a job")
     def cancel(path: ById) -> tuple[Json, int]:
@@ -53,19 +53,6 @@ def blueprint(services: Services) -> APIBlueprint:
         return streams.events(services.events.follow(path.id, after=query.after))
 
     return routes
-
-
-def epochs(services: Services, job: str) -> list[Json]:
-    """Give the newest report of each epoch: one that came with the loss replaces the one without."""
-    reports: dict[int, Json] = {}
-    after = 0
-    while True:
-        entries, _ = services.store.entries(job, type="epoch", after=after, limit=500)
-        if not entries:
-            return [reports[epoch] for epoch in sorted(reports)]
-        for entry in entries:
-            reports[entry.body["epoch"]] = entry.body
-            after = entry.sequence
 
 
 def _job(services: Services, job: str) -> Record:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from flask_openapi3 import APIBlueprint, Tag
 from pydantic import Field
 
-from orchestrator.api.pages import Page, cut
+from orchestrator import nodes as node_states
+from orchestrator.api.pages import Page, cut, epochs
 from orchestrator.api.services import Services
+from orchestrator.core.criteria import criteria_now
 from orchestrator.core.jsonable import to_json
 from orchestrator.core.model import ORCHESTRATOR, PathMetrics
+from orchestrator.core.scoring import CRITERIA, Weights, score_nodes
 from orchestrator.ports import Json
+from scenarios import schema
 
 _TAG = Tag(name="network", description="What the controller measures, joined with the nodes")
 
@@ -22,6 +26,12 @@ class WantedPairs(Page):
     limit: Annotated[int, Field(ge=1, le=5000)] = 1000
     src: Annotated[str, Field(max_length=63)] | None = None
     dst: Annotated[str, Field(max_length=63)] | None = None
+
+
+class WantedScores(schema.Weights):
+    """How to score: the variant, and the weights of the criteria (they sum to 1)."""
+
+    score: Literal["projection", "euclidean", "printed"] = "euclidean"
 
 
 def blueprint(services: Services) -> APIBlueprint:
@@ -52,11 +62,37 @@ def blueprint(services: Services) -> APIBlueprint:
             "pairs": cut(pairs, query, path_json),
         }
 
+    @routes.get(
+        "/scores", summary="Each alive node's distance to the utopia point now, criterion by criterion"
+    )
+    def get_scores(query: WantedScores) -> Json:
+        states = [node_states.state(record) for record in services.pool.nodes() if record.alive]
+        network = services.northbound.network()
+        criteria = criteria_now(states, network, round_times(services))
+        weights = Weights(**{name: getattr(query, name) for name in CRITERIA})
+        return {
+            "score": query.score,
+            "weights": to_json(weights),
+            "items": [to_json(score) for score in score_nodes(criteria, weights, query.score)],
+        }
+
     @routes.get("/network/topology", summary="The controller's topology, as it gave it last")
     def get_topology() -> Json:
         return services.northbound.topology()
 
     return routes
+
+
+def round_times(services: Services) -> dict[str, float | None]:
+    """Give each node's last known round time: from the newest job that has one."""
+    records, _ = services.store.records(kind="job", limit=20, offset=0)
+    for record in records:
+        times: dict[str, float | None] = {}
+        for report in epochs(services.store, record.id):
+            times |= report["node_round_s"]
+        if times:
+            return times
+    return {}
 
 
 def path_json(path: PathMetrics) -> Json:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from orchestrator.ports import Entry, Json, Record
+from orchestrator.ports import Entry, Json, Record, Store
 
 
 class Body(BaseModel):
@@ -69,3 +69,16 @@ def record_json(record: Record) -> Json:
 def entry_json(entry: Entry) -> Json:
     """Write one entry of the event log as JSON."""
     return {"sequence": entry.sequence, "at": entry.at, "type": entry.type, **entry.body}
+
+
+def epochs(store: Store, job: str) -> list[Json]:
+    """Give the newest report of each epoch: one that came with the loss replaces the one without."""
+    reports: dict[int, Json] = {}
+    after = 0
+    while True:
+        entries, _ = store.entries(job, type="epoch", after=after, limit=500)
+        if not entries:
+            return [reports[epoch] for epoch in sorted(reports)]
+        for entry in entries:
+            reports[entry.body["epoch"]] = entry.body
+            after = entry.sequence

@@ -29,3 +29,5 @@ def _lines(entries: Iterator[Entry | None]) -> Iterator[str]:
         else:
             body = json.dumps(entry_json(entry), separators=(",", ":"))
             yield f"id: {entry.sequence}\nevent: {entry.type}\ndata: {body}\n\n"
+            if entry.type == "state" and entry.body.get("final"):
+                return

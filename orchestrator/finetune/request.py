@@ -24,9 +24,10 @@ class _Base(BaseModel):
         default=None, description="the nodes that take part; all that are alive if left out"
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(
-        default=None, description="seed of partitions, samplers and the random policy; the process's own if left out"
+        default=None,
+        description="seed of partitions, samplers and the random policy; the process's own if left out",
     )
-    rejoin: bool = Field(default=False, description="let a node that comes back take part again")
+    rejoin: bool = Field(default=True, description="let a node that comes back take part again")
 
     @model_validator(mode="after")
     def _nodes_once_each(self) -> Self:

@@ -26,7 +26,8 @@ class DeploymentRequest(BaseModel):
     cost: CostWeights = CostWeights()
     monitor_interval_s: Annotated[float, Field(ge=0.1, le=3600)] = 1.0
     context_tokens: Annotated[int, Field(ge=16, le=1_000_000)] | None = Field(
-        default=None, description="prompt and answer together; the model's own maximum, 1024 at most, if left out"
+        default=None,
+        description="prompt and answer together; the model's own maximum, 1024 at most, if left out",
     )
     request_timeout_s: Annotated[float, Field(gt=0, le=600)] = Field(
         default=10.0, description="how long the head waits for the ring before it reports a stall"

@@ -1,0 +1,201 @@
+"""Models in folders, and what needs torch at the orchestrator: reading, evaluating, saving."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from orchestrator.core.model import ModelGraph
+from orchestrator.core.partition import transformer_graph
+from orchestrator.errors import InvalidRequest, ModelError, NotFound
+from orchestrator.ports import Json, Model, Tensors
+from workers.errors import ModelError as WorkersModelError
+from workers.models import corpus, embedded, loader
+from workers.models.config import parse_config
+from workers.models.llama import build
+from workers.models.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+EMBEDDED = "embedded"
+_JOB = re.compile(r"job:([A-Za-z0-9-]{1,64})")
+_EVALUATION_BATCH = 16
+_TEXT_LIMIT_BYTES = 1 << 30
+
+
+class FolderModels:
+    """Reads Hugging Face folders; tuned ones lie in `tuned_dir`, the embedded model in `cache_dir`."""
+
+    def __init__(self, *, cache_dir: Path, tuned_dir: Path, seed: int) -> None:
+        self._cache_dir = cache_dir
+        self._tuned_dir = tuned_dir
+        self._seed = seed
+        self._making = threading.Lock()
+        self._known: dict[Path, Model] = {}
+
+    def check(self, name: str) -> None:
+        """Refuse a model that cannot be used, without reading or making it."""
+        if name != EMBEDDED:
+            _translated(lambda: parse_config(loader.read_config(self._folder(name))))
+
+    def resolve(self, name: str, *, progress: Callable[[float, str], None] | None = None) -> Model:
+        """Read a model; the embedded one is made on first use, which takes up to a minute."""
+        if name == EMBEDDED:
+            with self._making:
+                folder = _translated(
+                    lambda: embedded.ensure(
+                        self._cache_dir, seed=self._seed, progress=progress or _log_progress
+                    )
+                )
+        else:
+            folder = self._folder(name)
+        with self._making:
+            if folder not in self._known:
+                self._known[folder] = _translated(lambda: _read(name, folder))
+            return self._known[folder]
+
+    def parameters(self, model: Model) -> dict[str, NDArray[np.float32]]:
+        """Read all parameters by their Hugging Face names."""
+        return _translated(lambda: _arrays(loader.read_parameters(model.folder, parse_config(model.config))))
+
+    def shard(
+        self, model: Model, *, first_layer: int, end_layer: int, head: bool
+    ) -> dict[str, NDArray[np.float32]]:
+        """Read the parameters of layers [first_layer, end_layer) and, for the head, the rest."""
+        return _translated(
+            lambda: _arrays(
+                loader.read_parameters(
+                    model.folder,
+                    parse_config(model.config),
+                    first_layer=first_layer,
+                    end_layer=end_layer,
+                    head=head,
+                )
+            )
+        )
+
+    def digest(self, parameters: Tensors) -> str:
+        """Give the digest of parameters, as workers compute it."""
+        return loader.digest({name: torch.from_numpy(array) for name, array in parameters.items()})
+
+    def tokens(self, model: Model, *, data: str, max_bytes: int, seed: int) -> NDArray[np.int32]:
+        """Tokenise the fine-tuning text: `found` or a text file's path."""
+        text = corpus.finetune_text(max_bytes, seed) if data == "found" else _read_text(data, max_bytes)
+        tokenizer = _translated(lambda: Tokenizer(model.tokenizer_json))
+        return np.array(tokenizer.encode(text.decode("utf-8", errors="ignore")), dtype=np.int32)
+
+    def loss(self, model: Model, parameters: Tensors, tokens: NDArray[np.int32], *, sequence: int) -> float:
+        """Give the mean next-token loss in nats over `tokens`, cut into rows of `sequence` predictions."""
+        count = (len(tokens) - 1) // sequence
+        if count < 1:
+            raise InvalidRequest(
+                f"{len(tokens)} held-out tokens are fewer than one sequence of {sequence}; "
+                "raise data_bytes or held_out_ratio",
+                field="data_bytes",
+            )
+        rows = np.stack([tokens[i * sequence : (i + 1) * sequence + 1] for i in range(count)])
+        network = build(
+            parse_config(model.config), {name: _tensor(array) for name, array in parameters.items()}
+        ).eval()
+        total = 0.0
+        with torch.inference_mode():
+            for start in range(0, count, _EVALUATION_BATCH):
+                batch = torch.from_numpy(rows[start : start + _EVALUATION_BATCH].astype(np.int64))
+                total += float(network.loss(batch)) * len(batch)
+        return total / count
+
+    def save(self, model: Model, parameters: Tensors, *, job: str) -> Path:
+        """Write a Hugging Face folder with `parameters`, to be found as `job:<id>`."""
+        folder = self._tuned_dir / job
+        tensors = {name: _tensor(array) for name, array in parameters.items()}
+        try:
+            loader.write_folder(folder, model.config, tensors, model.tokenizer_json)
+        except OSError as error:
+            raise ModelError(f"the tuned model cannot be written to {folder}: {error}") from error
+        return folder
+
+    def count_tokens(self, model: Model, text: str) -> int:
+        """Say how many tokens `text` has."""
+        return len(_translated(lambda: Tokenizer(model.tokenizer_json)).encode(text))
+
+    def graph(self, model: Model) -> ModelGraph:
+        """Describe the model's layers and what they cost."""
+        config = parse_config(model.config)
+        return transformer_graph(
+            name=model.name,
+            digest=model.digest,
+            layer_parameters=(config.layer_parameters,) * config.layers,
+            head_parameters=config.head_parameters,
+            vocabulary=config.vocabulary_size,
+            hidden=config.hidden_size,
+            kv_width=config.kv_heads * config.head_size,
+        )
+
+    def _folder(self, name: str) -> Path:
+        job = _JOB.fullmatch(name)
+        if job is None:
+            folder = Path(name)
+            if not folder.is_dir():
+                raise NotFound(
+                    f"model {name!r} is no folder here; give 'embedded', 'job:<id>' or a Hugging Face folder"
+                )
+            return folder
+        folder = self._tuned_dir / job[1]
+        if not folder.is_dir():
+            tuned = sorted(path.name for path in self._tuned_dir.glob("*") if path.is_dir())
+            raise NotFound(f"job {job[1]!r} has left no model; jobs that have: {', '.join(tuned) or 'none'}")
+        return folder
+
+
+def _read(name: str, folder: Path) -> Model:
+    document: Json = dict(loader.read_config(folder))
+    config = parse_config(document)
+    parameters = loader.read_parameters(folder, config)
+    return Model(
+        name=name,
+        folder=folder,
+        config=document,
+        tokenizer_json=loader.read_tokenizer_json(folder),
+        parameter_bytes=sum(tensor.numel() * 4 for tensor in parameters.values()),
+        digest=loader.digest(parameters),
+        layers=config.layers,
+        context_tokens=config.context_tokens,
+    )
+
+
+def _translated(action: Callable[[], Any]) -> Any:
+    try:
+        return action()
+    except WorkersModelError as error:
+        raise ModelError(str(error)) from error
+
+
+def _arrays(parameters: dict[str, torch.Tensor]) -> dict[str, NDArray[np.float32]]:
+    return {name: tensor.contiguous().numpy() for name, tensor in parameters.items()}
+
+
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+
+
+def _read_text(path: str, max_bytes: int) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(min(max_bytes, _TEXT_LIMIT_BYTES))
+    except OSError as error:
+        raise InvalidRequest(
+            f"data {path!r} cannot be read: {error.strerror}; give 'found' or a text file's path",
+            field="data",
+        ) from error
+
+
+def _log_progress(share: float, text: str) -> None:
+    log.info("embedded model: %3.0f %% %s", 100 * share, text)

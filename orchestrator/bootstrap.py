@@ -1,0 +1,145 @@
+"""Put the process together: the only place that knows which adapter is behind which port."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.adapters import sockets
+from orchestrator.adapters.certificates import Authority
+from orchestrator.adapters.models import FolderModels
+from orchestrator.adapters.northbound import NorthboundClient
+from orchestrator.adapters.store import SqlStore
+from orchestrator.adapters.worker_pool import LiveWorkerPool
+from orchestrator.api.app import ApiServer, create_app
+from orchestrator.api.services import Services
+from orchestrator.clock import SystemClock, random_id
+from orchestrator.config import Config
+from orchestrator.core.model import ORCHESTRATOR
+from orchestrator.errors import ConfigError
+from orchestrator.events import EventLog
+from orchestrator.finetune.driver import FinetuneJobs
+from orchestrator.inference.driver import SplitDeployments
+
+log = logging.getLogger(__name__)
+
+_STOP_JOBS_S = 4.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """The running orchestrator."""
+
+    config: Config
+    store: SqlStore
+    events: EventLog
+    pool: LiveWorkerPool
+    northbound: NorthboundClient
+    jobs: FinetuneJobs
+    deployments: SplitDeployments
+    api: ApiServer
+
+    def stop(self) -> None:
+        """End everything, what users see first; each part is given a bounded time."""
+        self.jobs.stop(timeout_s=_STOP_JOBS_S)
+        self.deployments.stop(timeout_s=_STOP_JOBS_S)
+        self.events.close()
+        self.api.stop()
+        self.northbound.stop()
+        self.pool.stop()
+        self.store.close()
+
+
+def start(config: Config) -> Process:
+    """Build every part, then start them; the API comes last, so that what it shows is there.
+
+    Raises:
+        OrchestratorError: something cannot be had (a port, the namespace, the state directory).
+    """
+    state_dir = _private_directory(config.state_dir)
+    clock = SystemClock()
+    store = SqlStore(f"sqlite:///{state_dir / 'records.sqlite3'}")
+    interrupted = store.interrupt_running(at=clock.unix_s())
+    if interrupted:
+        log.info("%d jobs or deployments of an earlier run were interrupted", interrupted)
+    events = EventLog(store=store, clock=clock)
+    authority = Authority(
+        state_dir / "authority",
+        address=config.data_address,
+        now=lambda: datetime.datetime.now(datetime.UTC),
+    )
+    pool = LiveWorkerPool(authority=authority, clock=clock)
+    northbound = NorthboundClient(
+        url=str(config.northbound_url),
+        names=lambda: {**pool.addresses(), config.data_address: ORCHESTRATOR},
+        clock=clock,
+    )
+    models = FolderModels(
+        cache_dir=config.cache_dir or _cache_directory(), tuned_dir=state_dir / "models", seed=config.seed
+    )
+    jobs = FinetuneJobs(
+        pool=pool,
+        northbound=northbound,
+        store=store,
+        models=models,
+        events=events,
+        clock=clock,
+        ids=random_id,
+        seed=config.seed,
+    )
+    deployments = SplitDeployments(
+        pool=pool,
+        northbound=northbound,
+        store=store,
+        models=models,
+        events=events,
+        clock=clock,
+        ids=random_id,
+    )
+    services = Services(
+        config=config,
+        clock=clock,
+        pool=pool,
+        northbound=northbound,
+        store=store,
+        events=events,
+        jobs=jobs,
+        deployments=deployments,
+    )
+    api = ApiServer(create_app(services), host=config.api_host, port=config.api_port)
+    listening = sockets.listen(config.data_address, config.data_port, netns=config.data_netns)
+    pool.start(listening)
+    northbound.start()
+    api.start()
+    log.info("REST on http://%s:%d", config.api_host, api.port)
+    log.info("workers attach at %s port %d", config.data_address, config.data_port)
+    return Process(
+        config=config,
+        store=store,
+        events=events,
+        pool=pool,
+        northbound=northbound,
+        jobs=jobs,
+        deployments=deployments,
+        api=api,
+    )
+
+
+def _private_directory(path: Path) -> Path:
+    """Make the state directory; it holds keys, so only this user may read it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.chmod(0o700)
+    except OSError as error:
+        raise ConfigError(
+            f"state_dir {path} cannot be used: {error.strerror}; name a writable one"
+        ) from error
+    return path.resolve()
+
+
+def _cache_directory() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "utopia"

@@ -1,0 +1,286 @@
+"""Split deployments: accepting, serving completions, previewing, migrating, taking down."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+
+from orchestrator import nodes as node_states
+from orchestrator.core.cost import CostWeights, Workload
+from orchestrator.core.model import NodeState
+from orchestrator.core.triggers import Thresholds
+from orchestrator.errors import Conflict, InvalidRequest, Unavailable, WorkerError, WorkerRefused
+from orchestrator.inference import messages as m
+from orchestrator.inference.generations import Generation, Generations
+from orchestrator.inference.messages import DeploymentSpec
+from orchestrator.inference.probes import LayerProbes
+from orchestrator.inference.request import DeploymentRequest
+from orchestrator.inference.run import COMMAND_TIMEOUT_S, PREPARE_TIMEOUT_S, DeploymentRun
+from orchestrator.ports import (
+    Clock,
+    EventSink,
+    Ids,
+    Json,
+    Model,
+    ModelStore,
+    Northbound,
+    Record,
+    Store,
+    WorkerPool,
+)
+
+log = logging.getLogger(__name__)
+
+_GENERATE_TIMEOUT_S = 20.0
+_SILENCE_S = 120.0
+_CANCEL_TIMEOUT_S = 5.0
+_SERVING = ("serving", "reconfiguring", "degraded")
+
+
+class SplitDeployments:
+    """Every deployment of this process."""
+
+    def __init__(
+        self,
+        *,
+        pool: WorkerPool,
+        northbound: Northbound,
+        store: Store,
+        models: ModelStore,
+        events: EventSink,
+        clock: Clock,
+        ids: Ids,
+    ) -> None:
+        self._pool = pool
+        self._northbound = northbound
+        self._store = store
+        self._models = models
+        self._events = events
+        self._clock = clock
+        self._ids = ids
+        self._probes = LayerProbes(pool)
+        self._generations = Generations()
+        self._lock = threading.Lock()
+        self._runs: dict[str, DeploymentRun] = {}
+        pool.on_notification("token", self._on_token)
+        pool.on_notification("done", self._generations.done)
+        pool.on_notification("stalled", self._on_stalled)
+
+    def deploy(self, request: DeploymentRequest) -> Record:
+        """Check the request and begin to place the model.
+
+        Raises:
+            Conflict: nodes are missing that it cannot do without.
+            ModelError, NotFound: the model cannot be used.
+        """
+        self._models.check(request.model)
+        self._refuse_hopeless(request)
+        record = Record(
+            id=self._ids("dep"),
+            kind="deployment",
+            state="accepted",
+            created_at=self._clock.unix_s(),
+            spec=request.model_dump(mode="json"),
+        )
+        self._store.add(record)
+        run = DeploymentRun(
+            deployment=record.id,
+            request=request,
+            engine=lambda model, context: self._make_engine(record.id, request, model, context),
+            states=lambda model: self._states(model, record.id),
+            generations=self._generations,
+            pool=self._pool,
+            northbound=self._northbound,
+            store=self._store,
+            models=self._models,
+            events=self._events,
+            clock=self._clock,
+        )
+        with self._lock:
+            self._runs[record.id] = run
+        threading.Thread(target=self._keep, args=(run,), name=record.id, daemon=True).start()
+        return record
+
+    def undeploy(self, deployment: str) -> Record:
+        """Take a deployment down."""
+        self._run(deployment).put(m.UndeployRequested)
+        return self._store.get(deployment)
+
+    def live(self) -> Sequence[str]:
+        """List the deployments that were not taken down and have not failed."""
+        with self._lock:
+            return sorted(self._runs)
+
+    def describe(self, deployment: str) -> Json:
+        """Give what is worth showing of a live deployment; nothing if it has just ended."""
+        with self._lock:
+            run = self._runs.get(deployment)
+        return {} if run is None else run.describe()
+
+    def migrate(self, deployment: str) -> None:
+        """Have the placement reconsidered now."""
+        self._run(deployment).put(m.MigrationRequested)
+
+    def complete(self, deployment: str, *, prompt: str, max_tokens: int) -> Generation:
+        """Start a completion at the deployment's head.
+
+        Raises:
+            NotFound: no such deployment lives.
+            Unavailable: it has no route at the moment.
+            InvalidRequest: prompt and answer do not fit its context.
+        """
+        run = self._run(deployment)
+        head = run.head()
+        if head is None or run.state not in _SERVING:
+            raise Unavailable(f"deployment {deployment} is {run.state} and has no route yet; try again soon")
+        generation = self._generation(deployment, head)
+        self._generations.add(generation)
+        fields = {
+            "deployment": deployment,
+            "request": generation.request,
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+        }
+        try:
+            answer = self._pool.request(head, "control", "generate", fields, timeout_s=_GENERATE_TIMEOUT_S)
+        except WorkerRefused as error:
+            self._generations.remove(generation)
+            raise _refusal(error) from error
+        except WorkerError as error:
+            self._generations.remove(generation)
+            raise Unavailable(f"the head of {deployment} does not answer: {error}") from error
+        prompt_tokens = answer.fields.get("prompt_tokens")
+        generation.prompt_tokens = prompt_tokens if isinstance(prompt_tokens, int) else 0
+        return generation
+
+    def tokens_generated(self) -> int:
+        """Count the tokens generated since the start of the process."""
+        return self._generations.tokens()
+
+    def stop(self, *, timeout_s: float) -> None:
+        """Take every deployment down and wait for that."""
+        with self._lock:
+            runs = list(self._runs.values())
+        for run in runs:
+            run.put(m.UndeployRequested, reason="the orchestrator stops")
+        deadline_s = self._clock.monotonic_s() + timeout_s
+        for run in runs:
+            run.wait_ended(max(0.0, deadline_s - self._clock.monotonic_s()))
+
+    def _keep(self, run: DeploymentRun) -> None:
+        try:
+            run.run()
+        finally:
+            with self._lock:
+                self._runs.pop(run.deployment, None)
+
+    def _run(self, deployment: str) -> DeploymentRun:
+        with self._lock:
+            run = self._runs.get(deployment)
+        if run is None:
+            state = self._store.get(deployment).state
+            raise Conflict(f"deployment {deployment} is {state}; POST /api/v1/deployments makes a new one")
+        return run
+
+    def _refuse_hopeless(self, request: DeploymentRequest) -> None:
+        """Refuse at once what no measurement could make possible."""
+        alive = [record for record in self._pool.nodes() if record.alive]
+        if not any(record.trusted for record in alive):
+            raise Conflict(
+                "no trusted node is alive, and the head (tokeniser, embedding, LM head) runs on trusted "
+                "nodes only; enrol one with a token made with trusted: true"
+            )
+        if len(alive) < request.min_nodes:
+            raise Conflict(
+                f"min_nodes is {request.min_nodes} but {len(alive)} nodes are alive; lower it or enrol more"
+            )
+
+    def _make_engine(
+        self, deployment: str, request: DeploymentRequest, model: Model, context_tokens: int
+    ) -> Engine:
+        """Measure the layers where that was not done yet, and make the deployment's engine."""
+        from orchestrator.inference.engine import Engine
+
+        self._probes.measure(model)
+        generated = min(Workload().generated_tokens, max(1, context_tokens // 2))
+        workload = Workload(
+            prompt_tokens=min(Workload().prompt_tokens, max(1, context_tokens // 2)),
+            generated_tokens=generated,
+            context_tokens=context_tokens,
+        )
+        return Engine(
+            DeploymentSpec(
+                deployment=deployment,
+                model=self._models.graph(model),
+                min_nodes=request.min_nodes,
+                weights=CostWeights(**request.cost.model_dump()),
+                workload=workload,
+                thresholds=Thresholds(**request.thresholds.model_dump()),
+                prepare_timeout_s=PREPARE_TIMEOUT_S,
+                commit_timeout_s=COMMAND_TIMEOUT_S,
+            )
+        )
+
+    def _states(self, model: Model, deployment: str) -> tuple[NodeState, ...]:
+        """Give the nodes as they are now, with their layer times and what other deployments take of them."""
+        with self._lock:
+            others = [run.memory() for name, run in self._runs.items() if name != deployment]
+        states = []
+        for record in self._pool.nodes():
+            times = self._probes.times(record, model)
+            states.append(
+                replace(
+                    node_states.state(record),
+                    decode_layer_s=times.decode_s,
+                    prefill_layer_s_per_token=times.prefill_s_per_token,
+                    reserved_bytes=sum(memory.get(record.node, 0) for memory in others),
+                )
+            )
+        return tuple(states)
+
+    def _generation(self, deployment: str, head: str) -> Generation:
+        request = self._ids("cmpl")
+
+        def cancel() -> None:
+            fields = {"deployment": deployment, "request": request}
+            try:
+                self._pool.request(head, "control", "cancel", fields, timeout_s=_CANCEL_TIMEOUT_S)
+            except WorkerError as error:
+                log.info("request %s could not be cancelled: %s", request, error)
+
+        return Generation(
+            deployment=deployment, request=request, head=head, silence_s=_SILENCE_S, cancel=cancel
+        )
+
+    def _on_token(self, node: str, fields: Json) -> None:
+        if not self._generations.token(node, fields):
+            return
+        with self._lock:
+            run = self._runs.get(fields["deployment"])
+        if run is not None:
+            run.put(
+                m.TokenObserved,
+                epoch=fields["epoch"],
+                request=fields["request"],
+                index=fields["index"],
+                elapsed_s=max(0.0, float(fields["elapsed_s"])),
+                replayed=fields["replayed"],
+            )
+
+    def _on_stalled(self, node: str, fields: Json) -> None:
+        with self._lock:
+            run = self._runs.get(str(fields.get("deployment")))
+        epoch, request = fields.get("epoch"), fields.get("request")
+        if run is None or run.head() != node or not isinstance(epoch, int) or not isinstance(request, str):
+            log.warning("node %s reports a stall that is nobody's: %r", node, fields)
+            return
+        run.put(m.Stalled, epoch=epoch, request=request, detail=str(fields.get("detail", "")))
+
+
+def _refusal(error: WorkerRefused) -> Exception:
+    """Turn the head's refusal of a request into what the client is told."""
+    if error.code in ("too-long", "context", "bad-request", "bad-fields", "bad-prompt"):
+        return InvalidRequest(str(error), field="prompt")
+    return Unavailable(str(error))
