@@ -81,7 +81,9 @@ class Port(Intf):  # type: ignore[misc]
 class Wire(Link):  # type: ignore[misc]
     """A link of the spec. With `batch` somebody else lays all wires at once before hosts are configured."""
 
-    def __init__(self, node1: Any, node2: Any, *, spec: LinkSpec, wiring: Wiring, batch: bool, **kw: Any) -> None:
+    def __init__(
+        self, node1: Any, node2: Any, *, spec: LinkSpec, wiring: Wiring, batch: bool, **kw: Any
+    ) -> None:
         self._spec, self._wiring, self._batch = spec, wiring, batch
         super().__init__(node1, node2, fast=True, **kw)
 

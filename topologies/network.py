@@ -67,9 +67,13 @@ class Network(Mininet):  # type: ignore[misc]
         missing = [switch.name for switch in self.switches if switch.name not in have]
         if missing:
             raise TestbedError(f"Open vSwitch did not make {', '.join(missing)}; see /var/log/openvswitch")
-        lines = shell.run(["ovs-vsctl", "--format=csv", "--no-headings", "--columns=name,error", "list", "Interface"])
+        lines = shell.run(
+            ["ovs-vsctl", "--format=csv", "--no-headings", "--columns=name,error", "list", "Interface"]
+        )
         broken = [
-            line for line in lines.splitlines() if line.startswith(f"{self.spec.prefix}-") and ",[]" not in line
+            line
+            for line in lines.splitlines()
+            if line.startswith(f"{self.spec.prefix}-") and ",[]" not in line
         ]
         if broken:
             raise TestbedError(f"Open vSwitch cannot use these interfaces: {'; '.join(broken)}")

@@ -146,7 +146,7 @@ class Server:
             self._handle(request, reply)
         except TopologyError as error:
             reply({"error": str(error)})
-        except Exception as error:  # noqa: BLE001 - the outermost loop: log, tell, go on serving
+        except Exception as error:
             log.exception("request %s failed", request.get("call"))
             reply({"error": f"{type(error).__name__}: {error}"})
 

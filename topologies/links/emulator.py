@@ -39,7 +39,7 @@ from topologies.specs import Impairment
 
 log = logging.getLogger(__name__)
 
-LATE_LIMIT_MS = 2.0
+LATE_LIMIT_MS = 5.0
 PRESSURE_LIMIT = 0.8
 _PRIORITY = 10
 _PR_SET_TIMERSLACK = 29
@@ -86,7 +86,9 @@ class Emulator:
     def __init__(self, plan: Plan, socket_path: Path) -> None:
         self._backend = plan.backend
         self._directions = {direction.name: direction for direction in plan.directions}
-        self._lines = nfqueue.DelayLines(plan.directions, seed=plan.seed) if plan.backend == "nfqueue" else None
+        self._lines = (
+            nfqueue.DelayLines(plan.directions, seed=plan.seed) if plan.backend == "nfqueue" else None
+        )
         self._server = Server(socket_path, self._handle)
         self._jobs: deque[_Job] = deque()
         self._running: tuple[_Job, int, subprocess.Popen[str], int] | None = None
@@ -112,9 +114,10 @@ class Emulator:
         readers = self._server.readers()
         wait_s: float | None = _LONGEST_WAIT_S
         if self._lines:
-            readers.append(self._lines.socket.fileno())
-            due_s = self._lines.wait_s()
-            wait_s = _LONGEST_WAIT_S if due_s is None else min(due_s, _LONGEST_WAIT_S)
+            watch, line_wait_s = self._lines.wait()
+            wait_s = _LONGEST_WAIT_S if line_wait_s is None else min(line_wait_s, _LONGEST_WAIT_S)
+            if watch:
+                readers.append(self._lines.socket.fileno())
         if self._running:
             readers.append(self._running[3])
         # select, not epoll: its timeout has microseconds
@@ -151,9 +154,8 @@ class Emulator:
 
         def done() -> Json:
             self._directions[direction.name] = changed
-            line = self._lines.line(direction.number) if self._lines else None
-            if line:
-                line.change(after)
+            if self._lines:
+                self._lines.change(direction.number, after)
             log.info("%s: %s", direction.name, after)
             return {"direction": direction.name, "impairment": asdict(after)}
 
@@ -168,7 +170,7 @@ class Emulator:
         lines = backend.change_lines(direction, before, after)
         if lines:
             commands.append((("tc", "-batch", "-"), "\n".join(lines) + "\n"))
-        if self._lines and nfqueue.needs_queue(after) and self._lines.line(direction.number) is None:
+        if self._lines and nfqueue.needs_queue(after) and not self._lines.has_line(direction.number):
             self._lines.bind(direction.number, after)
             commands.append((iptables_restore(), rules_text([direction])))
         return tuple(commands)
@@ -255,9 +257,7 @@ class Emulator:
         }
 
 
-def setup_commands(
-    backend: str, directions: list[Direction]
-) -> tuple[tuple[tuple[str, ...], str], ...]:
+def setup_commands(backend: str, directions: list[Direction]) -> tuple[tuple[tuple[str, ...], str], ...]:
     """Return the commands, with their input, that impair directions for the first time."""
     if backend == "netem":
         lines = [line for direction in directions for line in netem.setup_lines(direction)]

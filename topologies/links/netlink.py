@@ -5,8 +5,10 @@ Only ids of packets travel, never their content. Layouts: linux/netfilter/nfnetl
 
 from __future__ import annotations
 
+import ctypes
 import socket
 import struct
+from collections.abc import Iterator
 
 NETLINK_NETFILTER = 12
 _SOL_NETLINK, _NETLINK_NO_ENOBUFS = 270, 5
@@ -27,12 +29,45 @@ _HEADER = struct.Struct("=IHHII")
 _GENERIC = struct.Struct(">BBH")
 _VERDICT_MESSAGE = struct.Struct("=IHHIIBB2sHHII")
 _BIG16, _BIG32 = struct.Struct(">H"), struct.Struct(">I")
-_QUEUE_AND_ID = struct.Struct(">H4xI")
 _ATTRIBUTE = struct.Struct("=HH")
+_LENGTH = struct.Struct("=I")
 _TIMESTAMP = struct.Struct(">QQ")
-_TYPE = struct.Struct("=H")
-_TYPE_AT, _QUEUE_AT, _ATTRIBUTES_AT = 4, 18, 20
-_SMALLEST_PACKET_BYTES = 32
+_PACKET_BIG = socket.htons(_PACKET)
+_TIMESTAMP_BIG = int.from_bytes(_ATTRIBUTE.pack(20, _ATTR_TIMESTAMP), "big")
+_ATTRIBUTES_AT, _PACKET_HEADER_END = 20, 32
+
+PACKETS_AT_ONCE = 128
+_SLOT_BYTES = 256
+"""Room for one message; without content they are well below this, and what is longer is cut by the kernel."""
+
+_recvmmsg = ctypes.CDLL(None, use_errno=True).recvmmsg
+
+
+class _Vector(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+class _MessageHeader(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("name_length", ctypes.c_uint32),
+        ("vectors", ctypes.POINTER(_Vector)),
+        ("vector_count", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("control_length", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    )
+
+
+class _ManyHeader(ctypes.Structure):
+    """One element of what recvmmsg takes: a header and, set by the kernel, the length received."""
+
+    _fields_ = (("header", _MessageHeader), ("received", ctypes.c_uint32))
+
+
+def _layout(stamp_at: int) -> struct.Struct:
+    """Describe a slot whose message has its time stamp `stamp_at`: type, queue, id, attribute, stamp."""
+    return struct.Struct(f">4xH12xH4xI{stamp_at - 28}xIQQ{_SLOT_BYTES - stamp_at - 20}x")
 
 
 class QueueSocket:
@@ -49,9 +84,20 @@ class QueueSocket:
         # as long as any socket asks for time stamps, the kernel stamps packets when they arrive
         self._stamps = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._stamps.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMP, 1)
-        self._buffer = bytearray(65536)
-        self._stamp_at: dict[int, int] = {}
+        self._buffer = bytearray(PACKETS_AT_ONCE * _SLOT_BYTES)
+        self._headers = self._receive_headers()
+        self._layout = _layout(_PACKET_HEADER_END)
         self._verdicts: list[bytes] = []
+
+    def _receive_headers(self) -> ctypes.Array[_ManyHeader]:
+        """Point one message header at each slot of the buffer."""
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
+        slots = range(start, start + len(self._buffer), _SLOT_BYTES)
+        self._vectors = (_Vector * PACKETS_AT_ONCE)(*((slot, _SLOT_BYTES) for slot in slots))
+        headers = (_ManyHeader * PACKETS_AT_ONCE)()
+        for item, vector in zip(headers, self._vectors, strict=True):
+            item.header.vectors, item.header.vector_count = ctypes.pointer(vector), 1
+        return headers
 
     def fileno(self) -> int:
         """Return the descriptor to wait on."""
@@ -89,36 +135,34 @@ class QueueSocket:
         if code:
             raise OSError(-code, f"packet queue {queue}: the kernel refuses attribute {attribute}")
 
-    def receive(self) -> tuple[int, int, float | None] | None:
-        """Return queue, packet id and arrival (Unix seconds; None where the kernel gave no stamp) of one packet.
+    def receive(self) -> Iterator[tuple[int, int, float | None]]:
+        """Take what waits, at most `PACKETS_AT_ONCE`: queue, packet id and arrival of each packet, in order.
 
-        None when no packet is waiting.
+        Arrival is in Unix seconds, None where the kernel gave no stamp.
         """
-        buffer = self._buffer
-        while True:
-            try:
-                size = self._socket.recv_into(buffer)
-            except BlockingIOError:
-                return None
-            if size >= _SMALLEST_PACKET_BYTES and _TYPE.unpack_from(buffer, _TYPE_AT)[0] == _PACKET:
-                break
-        queue, packet = _QUEUE_AND_ID.unpack_from(buffer, _QUEUE_AT)
-        at = self._stamp_at.get(size)
-        if at is None or _ATTRIBUTE.unpack_from(buffer, at) != (20, _ATTR_TIMESTAMP):
-            at = self._find_stamp(size)
-            if at is None:
-                return queue, packet, None
-        seconds, micros = _TIMESTAMP.unpack_from(buffer, at + 4)
-        return queue, packet, seconds + micros * 1e-6
+        count = _recvmmsg(self._socket.fileno(), self._headers, PACKETS_AT_ONCE, socket.MSG_DONTWAIT, None)
+        if count <= 0:
+            return
+        messages = memoryview(self._buffer)[: count * _SLOT_BYTES]
+        for number, message in enumerate(self._layout.iter_unpack(messages)):
+            kind, queue, packet, attribute, seconds, micros = message
+            if kind != _PACKET_BIG:
+                continue
+            if attribute == _TIMESTAMP_BIG:
+                yield queue, packet, seconds + micros * 1e-6
+            else:
+                yield queue, packet, self._find_stamp(number * _SLOT_BYTES)
 
-    def _find_stamp(self, size: int) -> int | None:
-        """Find the time stamp among the attributes; messages of one size mostly have it in one place."""
+    def _find_stamp(self, start: int) -> float | None:
+        """Find the time stamp among a message's attributes, and expect it there from now on."""
+        (size,) = _LENGTH.unpack_from(self._buffer, start)
         at = _ATTRIBUTES_AT
-        while at + 4 <= size:
-            length, kind = _ATTRIBUTE.unpack_from(self._buffer, at)
-            if kind == _ATTR_TIMESTAMP and length == 20 and at + 20 <= size:
-                self._stamp_at[size] = at
-                return at
+        while at + 20 <= min(size, _SLOT_BYTES):
+            length, kind = _ATTRIBUTE.unpack_from(self._buffer, start + at)
+            if kind == _ATTR_TIMESTAMP and length == 20:
+                self._layout = _layout(at)
+                seconds, micros = _TIMESTAMP.unpack_from(self._buffer, start + at + 4)
+                return float(seconds + micros * 1e-6)
             at += max(4, (length + 3) & ~3)
         return None
 

@@ -11,17 +11,20 @@ import heapq
 import random
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from math import inf
 from pathlib import Path
 
 from topologies.links.lateness import LatenessRecord
-from topologies.links.netlink import QueueSocket, overflows
+from topologies.links.netlink import PACKETS_AT_ONCE, QueueSocket, overflows
 from topologies.links.wires import Direction
 from topologies.specs import Impairment
 
 MAX_WAITING_PACKETS = 60_000
-_READ_AT_ONCE = 128
 _RELEASE_AT_ONCE = 256
+_READS_AT_ONCE = 8
+_LOOK_S = 0.001
+_PAUSE_S = 0.0001
 _QUEUES = Path("/proc/net/netfilter/nfnetlink_queue")
 
 
@@ -62,7 +65,8 @@ class DelayLines:
         self._random = random.Random(seed)
         self._lines: dict[int, DelayLine] = {}
         self._heap: list[tuple[float, int]] = []
-        self._overflow_at_start = 0
+        self._received = 0
+        self._shortest_s = inf
         for direction in directions:
             if needs_queue(direction.impairment):
                 self.bind(direction.number, direction.impairment)
@@ -72,14 +76,33 @@ class DelayLines:
         """Start a direction's line before its packets are queued."""
         self.socket.bind(number, max_packets=MAX_WAITING_PACKETS)
         self._lines[number] = DelayLine(number, does)
+        self._find_shortest()
 
-    def line(self, number: int) -> DelayLine | None:
-        """Return a direction's line, None if its packets are not queued."""
-        return self._lines.get(number)
+    def change(self, number: int, does: Impairment) -> None:
+        """Change a direction's line, if it has one."""
+        if number in self._lines:
+            self._lines[number].change(does)
+            self._find_shortest()
 
-    def wait_s(self) -> float | None:
-        """Return how long until the next packet is due; None if none waits."""
-        return max(self._heap[0][0] - time.monotonic(), 0.0) if self._heap else None
+    def _find_shortest(self) -> None:
+        self._shortest_s = min(line.delay_s - line.jitter_s for line in self._lines.values())
+
+    def has_line(self, number: int) -> bool:
+        """Tell whether a direction's packets are queued."""
+        return number in self._lines
+
+    def wait(self) -> tuple[bool, float | None]:
+        """Return whether to wake up when packets come in, and how long to wait at most (None: as long as it takes).
+
+        While packets are under way on lines that all delay long enough, what comes in can wait for the next
+        look: the kernel has stamped it. That makes a few thousand wake-ups per second out of one per packet.
+        """
+        if not self._heap:
+            return True, None
+        until_due_s = max(self._heap[0][0] - time.monotonic(), 0.0)
+        if self._shortest_s < 2 * _LOOK_S:
+            return True, until_due_s
+        return False, min(max(until_due_s, _PAUSE_S), _LOOK_S)
 
     def step(self) -> None:
         """Take in what has arrived, send on what is due."""
@@ -90,12 +113,8 @@ class DelayLines:
     def _take_in(self) -> None:
         now_s = time.monotonic()
         behind_s = time.time() - now_s
-        receive, lines, draw = self.socket.receive, self._lines, self._random.random
-        for _ in range(_READ_AT_ONCE):
-            packet = receive()
-            if packet is None:
-                return
-            number, packet_id, arrived_unix_s = packet
+        lines, draw = self._lines, self._random.random
+        for number, packet_id, arrived_unix_s in self._arrivals():
             line = lines[number]
             line.packets += 1
             if line.loss_ratio and draw() < line.loss_ratio:
@@ -112,6 +131,15 @@ class DelayLines:
             if not line.waiting:
                 heapq.heappush(self._heap, (due_s, number))
             line.waiting.append((due_s, packet_id))
+
+    def _arrivals(self) -> Iterator[tuple[int, int, float | None]]:
+        for _ in range(_READS_AT_ONCE):
+            before = self._received
+            for packet in self.socket.receive():
+                self._received += 1
+                yield packet
+            if self._received - before < PACKETS_AT_ONCE:
+                return
 
     def _send_on(self) -> None:
         heap = self._heap
