@@ -1,0 +1,369 @@
+"""The REST API on doubles: what is answered, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from orchestrator_fakes import (
+    FakeDeployments,
+    FakeGeneration,
+    FakeJobs,
+    FakeNorthbound,
+    FakePool,
+    ManualClock,
+    MemoryStore,
+)
+
+from orchestrator.api.app import create_app
+from orchestrator.api.services import Services
+from orchestrator.config import Config
+from orchestrator.core.errors import Infeasible
+from orchestrator.core.model import Measurement, PathMetrics, network
+from orchestrator.errors import Conflict
+from orchestrator.events import EventLog
+
+
+class World:
+    """An API with everything behind it in reach."""
+
+    def __init__(self, tmp_path) -> None:
+        self.store = MemoryStore()
+        self.clock = ManualClock()
+        self.pool = FakePool()
+        self.northbound = FakeNorthbound()
+        self.events = EventLog(store=self.store, clock=self.clock)
+        self.jobs = FakeJobs(self.store)
+        self.deployments = FakeDeployments(self.store)
+        config = Config(northbound_url="http://127.0.0.1:1", data_address="127.0.0.1", state_dir=tmp_path)
+        services = Services(
+            config=config,
+            clock=self.clock,
+            pool=self.pool,
+            northbound=self.northbound,
+            store=self.store,
+            events=self.events,
+            jobs=self.jobs,
+            deployments=self.deployments,
+        )
+        self.http = create_app(services).test_client()
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path)
+
+
+def measured(value):
+    return Measurement(value=value, samples=10, age_s=0.1, source="probe")
+
+
+def path(src, dst, delay_s=0.02):
+    return PathMetrics(
+        src=src,
+        dst=dst,
+        delay_s=measured(delay_s),
+        loss_ratio=measured(0.01),
+        capacity_bps=measured(16e6),
+        available_bps=measured(15e6),
+    )
+
+
+def test_an_enrolment_token_is_made_for_a_node_and_the_node_is_listed(world):
+    made = world.http.post("/api/v1/enrolment-tokens", json={"node": "h1", "trusted": True})
+    assert made.status_code == 201
+    assert made.json["token"].startswith("secret-of-h1.")
+    listed = world.http.get("/api/v1/nodes").json
+    assert [(item["node"], item["alive"], item["trusted"]) for item in listed["items"]] == [
+        ("h1", False, True)
+    ]
+    assert listed["total"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "word"),
+    [
+        ({"node": 5}, "node", "string"),
+        ({"trusted": True}, "node", "missing"),
+        ({"node": "h1", "power": 3}, "power", "unknown key"),
+    ],
+)
+def test_a_wrong_token_request_is_refused_by_field(world, body, field, word):
+    answer = world.http.post("/api/v1/enrolment-tokens", json=body)
+    assert answer.status_code == 400
+    assert answer.content_type == "application/problem+json"
+    assert answer.json["field"] == field
+    assert word in answer.json["detail"]
+    assert world.pool.records == {}
+
+
+@pytest.mark.parametrize("body", [b"{", b"[1]", b"\xff\xfe", b'"text"'])
+def test_a_body_that_is_no_json_object_is_a_400_that_says_so(world, body):
+    answer = world.http.post("/api/v1/jobs", data=body, content_type="application/json")
+    assert answer.status_code == 400
+    assert "body is" in answer.json["detail"]
+
+
+def test_a_body_is_understood_without_a_content_type(world):
+    assert world.http.post("/api/v1/enrolment-tokens", data=b'{"node": "h1"}').status_code == 201
+
+
+def test_a_body_beyond_the_limit_is_refused(world):
+    answer = world.http.post("/api/v1/jobs", data=b" " * (5 * 1024 * 1024))
+    assert answer.status_code == 413
+    assert answer.json["status"] == 413
+
+
+def test_unknown_paths_and_methods_are_problem_documents(world):
+    missing = world.http.get("/api/v1/nothing")
+    assert (missing.status_code, missing.json["title"]) == (404, "Not Found")
+    wrong = world.http.put("/api/v1/jobs", json={})
+    assert wrong.status_code == 405
+    assert "GET, POST" in wrong.json["detail"]
+    assert "POST" in wrong.headers["Allow"]
+
+
+def test_unknown_things_are_404_with_their_name(world):
+    for address in ("/api/v1/nodes/h9", "/api/v1/jobs/job-9", "/api/v1/deployments/dep-9"):
+        answer = world.http.get(address)
+        assert answer.status_code == 404
+        assert address.rsplit("/", 1)[1] in answer.json["detail"]
+
+
+def test_a_job_of_another_kind_is_not_found_under_jobs(world):
+    world.http.post("/api/v1/deployments", json={})
+    assert world.http.get("/api/v1/jobs/dep-1").status_code == 404
+
+
+def test_a_job_is_accepted_with_the_scenarios_defaults_and_a_location(world):
+    answer = world.http.post("/api/v1/jobs", json={"policy": "all", "epochs": 3})
+    assert answer.status_code == 202
+    assert answer.headers["Location"] == "/api/v1/jobs/job-1"
+    assert answer.json["spec"]["training"]["local_steps"] == 4
+    assert answer.json["spec"]["policy"] == "all"
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "word"),
+    [
+        ({"weights": {"compute": 1.0}}, "weights", "sum to 1.8"),
+        ({"policy": "best"}, "policy", "'all', 'eliminate' or 'random'"),
+        ({"epochs": 1}, "epochs", "greater than or equal to 2"),
+        ({"training": {"optimiser": "lion"}}, "training.optimiser", "'adamw' or 'sgd'"),
+        ({"nodes": ["h1", "h1"]}, "(body)", "more than once"),
+        ({"policies": ["all"]}, "policies", "unknown key"),
+    ],
+)
+def test_a_wrong_job_is_refused_by_field(world, body, field, word):
+    answer = world.http.post("/api/v1/jobs", json=body)
+    assert answer.status_code == 400
+    assert answer.json["errors"][0]["field"] == field
+    assert word in answer.json["detail"]
+    assert world.store.records(kind="job", limit=9, offset=0)[1] == 0
+
+
+def test_a_job_shows_the_newest_report_of_each_epoch(world):
+    world.http.post("/api/v1/jobs", json={})
+    world.events.publish("job-1", "epoch", {"epoch": 0, "loss": None})
+    world.events.publish("job-1", "epoch", {"epoch": 1, "loss": None})
+    world.events.publish("job-1", "epoch", {"epoch": 0, "loss": 2.0})
+    shown = world.http.get("/api/v1/jobs/job-1").json
+    assert shown["epochs"] == [{"epoch": 0, "loss": 2.0}, {"epoch": 1, "loss": None}]
+
+
+def test_cancelling_reaches_the_job(world):
+    world.http.post("/api/v1/jobs", json={})
+    assert world.http.delete("/api/v1/jobs/job-1").status_code == 202
+    assert world.jobs.cancelled == ["job-1"]
+
+
+def test_lists_are_paged_newest_first(world):
+    for _ in range(5):
+        world.http.post("/api/v1/jobs", json={})
+    page = world.http.get("/api/v1/jobs?limit=2&offset=1").json
+    assert [item["id"] for item in page["items"]] == ["job-4", "job-3"]
+    assert (page["total"], page["limit"], page["offset"]) == (5, 2, 1)
+    assert world.http.get("/api/v1/jobs?limit=0").status_code == 400
+    assert world.http.get("/api/v1/jobs?limt=2").status_code == 400
+
+
+def test_events_of_a_job_are_streamed_to_its_end(world):
+    world.http.post("/api/v1/jobs", json={})
+    world.events.publish("job-1", "epoch", {"epoch": 0, "loss": 2.0})
+    world.events.publish("job-1", "state", {"state": "completed", "final": True})
+    answer = world.http.get("/api/v1/jobs/job-1/events")
+    assert answer.content_type.startswith("text/event-stream")
+    blocks = answer.get_data(as_text=True).split("\n\n")
+    assert blocks[1].splitlines()[:2] == ["id: 1", "event: epoch"]
+    assert json.loads(blocks[2].splitlines()[2].removeprefix("data: "))["state"] == "completed"
+    assert world.events.watchers() == 0
+
+
+def test_the_network_shows_paths_to_and_from_each_alive_node_and_the_pairs(world):
+    world.pool.join("h1")
+    world.pool.join("h2")
+    world.northbound.value = network(
+        0.0, [path("orch", "h1"), path("h1", "orch", 0.03), path("h1", "h2"), path("h2", "h1")]
+    )
+    shown = world.http.get("/api/v1/network?src=h1").json
+    first = shown["nodes"][0]
+    assert first["from_orchestrator"]["delay_s"]["value"] == 0.02
+    assert first["to_orchestrator"]["delay_s"]["value"] == 0.03
+    assert shown["nodes"][1]["from_orchestrator"]["delay_s"] == {
+        **shown["nodes"][1]["from_orchestrator"]["delay_s"],
+        "value": None,
+        "reason": "the path orch to h2 has not been measured",
+    }
+    assert [(pair["src"], pair["dst"]) for pair in shown["pairs"]["items"]] == [("h1", "h2")]
+
+
+def test_scores_rank_the_alive_nodes_and_note_what_is_unknown(world):
+    world.pool.join("h1", profile={"compute_flops": 1e9})
+    world.pool.join("h2", profile={"compute_flops": 3e9})
+    world.northbound.value = network(
+        0.0,
+        [path("orch", "h1", 0.2), path("h1", "orch", 0.2), path("orch", "h2"), path("h2", "orch")],
+    )
+    shown = world.http.get("/api/v1/scores").json
+    assert [(item["node"], item["rank"]) for item in shown["items"]] == [("h2", 1), ("h1", 2)]
+    assert "worst" in shown["items"][0]["criteria"]["time"]["note"]
+    wrong = world.http.get("/api/v1/scores?compute=0.9")
+    assert wrong.status_code == 400
+    assert "sum to 1.7" in wrong.json["detail"]
+
+
+def test_what_the_core_finds_infeasible_is_a_409_with_its_reason(world, monkeypatch):
+    def refuse(_deployment):
+        raise Infeasible("memory", "memory: the model needs 9 bytes, the nodes together have 8")
+
+    world.http.post("/api/v1/deployments", json={})
+    monkeypatch.setattr(world.deployments, "preview", refuse)
+    answer = world.http.post("/api/v1/deployments/dep-1/preview")
+    assert answer.status_code == 409
+    assert "needs 9 bytes" in answer.json["detail"]
+
+
+def test_an_unforeseen_failure_is_a_500_without_its_inner_text(world, monkeypatch):
+    def fail():
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(world.pool, "nodes", fail)
+    answer = world.http.get("/api/v1/nodes")
+    assert answer.status_code == 500
+    assert "secret detail" not in answer.get_data(as_text=True)
+
+
+def test_a_deployment_shows_its_live_state_and_can_be_migrated_and_taken_down(world):
+    assert world.http.post("/api/v1/deployments", json={"min_nodes": 2}).json["state"] == "serving"
+    assert world.http.post("/api/v1/deployments/dep-1/migrate").status_code == 202
+    assert world.deployments.migrated == ["dep-1"]
+    assert world.http.delete("/api/v1/deployments/dep-1").status_code == 202
+    assert world.http.get("/api/v1/deployments/dep-1").json["state"] == "accepted"
+    assert [run["id"] for run in world.http.get("/api/v1/runs").json["items"]] == ["dep-1"]
+
+
+def token(text, number=5):
+    return {
+        "text": text,
+        "token": number,
+        "epoch": 1,
+        "index": 0,
+        "margin": 0.5,
+        "elapsed_s": 0.1,
+        "replayed": 0,
+    }
+
+
+def test_a_completion_has_openais_shape_and_counts_tokens(world):
+    world.http.post("/api/v1/deployments", json={})
+    world.deployments.generation = FakeGeneration(
+        [token("a"), token("b", 6), {"finish_reason": "length", "detail": None}]
+    )
+    answer = world.http.post("/v1/completions", json={"model": "dep-1", "prompt": "x", "max_tokens": 2}).json
+    assert answer["object"] == "text_completion"
+    assert answer["choices"] == [{"index": 0, "text": "ab", "finish_reason": "length", "logprobs": None}]
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    assert answer["utopia"]["tokens"] == [5, 6]
+    assert world.http.get("/v1/models").json["data"][0]["id"] == "dep-1"
+
+
+def test_a_streamed_completion_ends_with_done(world):
+    world.http.post("/api/v1/deployments", json={})
+    world.deployments.generation = FakeGeneration([token("a"), {"finish_reason": "stop", "detail": None}])
+    body = {"model": "dep-1", "prompt": "x", "stream": True}
+    lines = world.http.post("/v1/completions", json=body).get_data(as_text=True).strip().split("\n\n")
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+    assert [chunk["choices"][0]["text"] for chunk in chunks] == ["a", ""]
+    assert chunks[1]["choices"][0]["finish_reason"] == "stop"
+    assert lines[-1] == "data: [DONE]"
+    assert not world.deployments.generation.cancelled
+
+
+def test_a_reader_that_leaves_a_stream_ends_the_generation(world):
+    world.http.post("/api/v1/deployments", json={})
+    world.deployments.generation = FakeGeneration([token("a"), token("b")])
+    body = {"model": "dep-1", "prompt": "x", "stream": True}
+    answer = world.http.post("/v1/completions", json=body, buffered=False)
+    next(iter(answer.response))
+    answer.close()
+    assert world.deployments.generation.cancelled
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "word"),
+    [
+        ({"model": "dep-1", "prompt": "x", "temperature": 0.7}, 400, "only greedy"),
+        ({"model": "dep-9", "prompt": "x"}, 404, "serving: dep-1"),
+        ({"model": "dep-1"}, 400, "prompt"),
+        ({"model": "dep-1", "prompt": "x", "n": 2}, 400, "n is 2"),
+    ],
+)
+def test_a_wrong_completion_is_refused_in_openais_shape(world, body, status, word):
+    world.http.post("/api/v1/deployments", json={})
+    answer = world.http.post("/v1/completions", json=body)
+    assert answer.status_code == status
+    assert word in answer.json["error"]["message"]
+    assert answer.json["error"]["type"] == "invalid_request_error"
+
+
+def test_a_completion_that_breaks_off_is_an_error_not_a_short_text(world):
+    world.http.post("/api/v1/deployments", json={})
+    world.deployments.generation = FakeGeneration(
+        [token("a"), {"finish_reason": "error", "detail": "the head is gone"}]
+    )
+    answer = world.http.post("/v1/completions", json={"model": "dep-1", "prompt": "x"})
+    assert answer.status_code == 503
+    assert "the head is gone" in answer.json["error"]["message"]
+
+
+def test_readiness_names_what_is_missing(world, monkeypatch):
+    assert world.http.get("/readyz").status_code == 200
+    monkeypatch.setattr(world.pool, "ready", lambda: "the data-plane listener is not up")
+    answer = world.http.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json["checks"]["workers"]["reason"] == "the data-plane listener is not up"
+    assert world.http.get("/healthz").status_code == 200
+
+
+def test_a_conflict_is_a_409(world, monkeypatch):
+    def refuse(_request):
+        raise Conflict("job job-1 is running")
+
+    monkeypatch.setattr(world.jobs, "submit", refuse)
+    assert world.http.post("/api/v1/jobs", json={}).status_code == 409
+
+
+def test_metrics_are_in_prometheus_format(world):
+    world.pool.join("h1")
+    world.pool.create_token("h2", trusted=False)
+    text = world.http.get("/metrics").get_data(as_text=True)
+    assert "utopia_nodes 2.0" in text
+    assert "utopia_nodes_alive 1.0" in text
+    assert "utopia_generated_tokens_total 7.0" in text
+
+
+def test_the_openapi_document_lists_the_routes_and_its_page_is_served(world):
+    document = world.http.get("/openapi/openapi.json").json
+    assert "/api/v1/jobs/{id}/events" in document["paths"]
+    assert "weights" in document["components"]["schemas"]["JobRequest"]["properties"]
+    assert world.http.get("/openapi/swagger").status_code == 200
