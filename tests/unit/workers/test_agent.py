@@ -19,10 +19,12 @@ import pytest
 from worker_loopback import LoopbackOrchestrator, TestAuthority, listen, wait_until
 
 from workers import link, tls
-from workers.agent import Agent, make_profile
+from workers.agent import Agent, Outbox, make_profile
 from workers.config import WorkerConfig
 from workers.device import Pacer
 from workers.errors import (
+    ChannelClosed,
+    ConfigError,
     ConnectFailed,
     EnrolmentError,
     IdentityMismatch,
@@ -258,6 +260,33 @@ def test_a_worker_outlives_a_restart_of_the_orchestrator_and_then_sends_what_wai
     assert indices() == list(range(5 - len(indices()), 5))
 
 
+class FlakyChannel:
+    """A control channel that takes some notifications and then is gone."""
+
+    def __init__(self, *, takes: int) -> None:
+        self.takes = takes
+        self.got: list[int] = []
+        self.gone = threading.Event()
+
+    def notify(self, kind: str, fields: dict[str, int]) -> None:
+        if len(self.got) == self.takes:
+            self.gone.set()
+            raise ChannelClosed("gone")
+        self.got.append(fields["index"])
+
+
+def test_a_notification_that_failed_is_the_first_on_the_next_channel() -> None:
+    first, second = FlakyChannel(takes=3), FlakyChannel(takes=100)
+    with closing(Outbox()) as outbox:
+        for index in range(6):
+            outbox.put("token", {"index": index})
+        outbox.use(first)  # type: ignore[arg-type]
+        assert first.gone.wait(5)
+        outbox.use(second)  # type: ignore[arg-type]
+        wait_until(lambda: len(second.got) == 3, what="the rest")
+    assert first.got + second.got == list(range(6))
+
+
 def test_peers_reach_the_shards_under_their_certificates_name(
     start: Callable[..., Worker], orchestrator: LoopbackOrchestrator
 ) -> None:
@@ -479,8 +508,6 @@ def test_the_process_ends_with_a_clear_message_and_its_own_code(
     ],
 )
 def test_a_wrong_configuration_is_refused_by_name(changes: dict[str, Any], words: str) -> None:
-    from workers.errors import ConfigError
-
     good = {
         "node": "h1",
         "orchestrator": "198.18.0.1:7000",
