@@ -1,0 +1,141 @@
+"""The keys and values of one sequence, for the layers of one shard, within a budget of memory."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+from workers.errors import WorkersError
+from workers.models.config import LlamaConfig
+
+_BLOCK_TOKENS = 64
+"""A cache grows by doubling, but never by less than this."""
+
+
+class OutOfMemory(WorkersError):
+    """What was asked for does not fit what the node may hold; the text has the figures."""
+
+
+class ContextExceeded(WorkersError):
+    """A sequence is longer than the deployment's context."""
+
+
+class MemoryBudget:
+    """Bytes that a node may hold of parameters and caches; thread-safe."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self._used_bytes = 0
+        self._lock = threading.Lock()
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes reserved now."""
+        return self._used_bytes
+
+    def reserve(self, size_bytes: int, purpose: str) -> None:
+        """Take bytes from the budget; raises OutOfMemory if they are not left, and then takes none."""
+        with self._lock:
+            if self._used_bytes + size_bytes > self.limit_bytes:
+                raise OutOfMemory(
+                    f"{purpose} needs {size_bytes} bytes; the node may hold {self.limit_bytes} and "
+                    f"{self._used_bytes} are in use: give it fewer layers or a shorter context"
+                )
+            self._used_bytes += size_bytes
+
+    def release(self, size_bytes: int) -> None:
+        """Give bytes back."""
+        with self._lock:
+            self._used_bytes -= size_bytes
+
+
+class KvCache:
+    """Keys and values of one sequence in layers [first_layer, end_layer), fp32.
+
+    Memory is allocated as the sequence grows (doubling, up to `limit_tokens`) and taken from the budget
+    before it is allocated. All layers grow together: `extend` is called for each in turn with the same rows.
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        *,
+        first_layer: int,
+        end_layer: int,
+        limit_tokens: int,
+        budget: MemoryBudget | None = None,
+    ) -> None:
+        self._config = config
+        self._layers = range(first_layer, end_layer)
+        self._limit_tokens = limit_tokens
+        self._budget = budget
+        self._rows = self._allocate(0)
+        self._filled = [0] * len(self._layers)
+
+    @property
+    def tokens(self) -> int:
+        """Rows that every layer holds."""
+        return min(self._filled, default=0)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes taken from the budget."""
+        return self._size_bytes(self._rows.shape[4])
+
+    def make_room(self, tokens: int) -> None:
+        """Allocate for `tokens` more rows now, so that `extend` cannot fail halfway through the layers.
+
+        Raises:
+            ContextExceeded: the sequence would be longer than `limit_tokens`.
+            OutOfMemory: the budget does not have the bytes.
+        """
+        needed = self.tokens + tokens
+        if needed > self._limit_tokens:
+            raise ContextExceeded(
+                f"{needed} tokens exceed the context of {self._limit_tokens}; shorten prompt or answer"
+            )
+        if needed > self._rows.shape[4]:
+            self._grow(needed)
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append keys and values [1, K, T, D] to `layer`; return views of all its rows, [1, K, S, D]."""
+        index = layer - self._layers.start
+        start, end = self._filled[index], self._filled[index] + keys.shape[2]
+        if end > self._rows.shape[4]:
+            self.make_room(keys.shape[2])
+        self._rows[index, 0, :, :, start:end] = keys
+        self._rows[index, 1, :, :, start:end] = values
+        self._filled[index] = end
+        return self._rows[index, 0, :, :, :end], self._rows[index, 1, :, :, :end]
+
+    def free(self) -> None:
+        """Give the memory back; the cache is empty afterwards."""
+        if self._budget:
+            self._budget.release(self.size_bytes)
+        self._rows = self._allocate(0)
+        self._filled = [0] * len(self._layers)
+
+    def _grow(self, needed: int) -> None:
+        capacity = self._rows.shape[4]
+        target = min(self._limit_tokens, max(needed, 2 * capacity, _BLOCK_TOKENS))
+        if self._budget:
+            self._budget.reserve(
+                self._size_bytes(target) - self._size_bytes(capacity), f"a cache of {target} tokens"
+            )
+        grown = self._allocate(target)
+        grown[:, :, :, :, :capacity] = self._rows
+        self._rows = grown
+
+    def _size_bytes(self, tokens: int) -> int:
+        return cache_bytes(self._config, layers=len(self._layers), tokens=tokens)
+
+    def _allocate(self, tokens: int) -> Tensor:
+        """Return [layers, 2 (keys, values), 1, K, tokens, D]."""
+        return torch.empty(len(self._layers), 2, 1, self._config.kv_heads, tokens, self._config.head_size)
+
+
+def cache_bytes(config: LlamaConfig, *, layers: int, tokens: int) -> int:
+    """Return the bytes of the caches of one sequence of `tokens` tokens in `layers` layers."""
+    return layers * tokens * config.kv_bytes_per_token_and_layer

@@ -1,0 +1,254 @@
+"""A Llama-family decoder in plain torch, whole or any contiguous part of it.
+
+Parameter names are Hugging Face's. The same code trains (no cache, [B, T] tokens) and decodes (a KV cache,
+B = 1). Shape letters: B sequences, T new rows (tokens) of each, S rows in all (cached and new), H hidden,
+N query heads, K key/value heads, G = N / K, D head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from workers.models.config import LlamaConfig, RopeScaling, check_layers, parameter_shapes
+from workers.models.errors import BrokenModel
+
+
+class Cache(Protocol):
+    """Keys and values of one sequence, of the layers held here."""
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append [1, K, T, D] to `layer` and return all rows so far, [1, K, S, D]."""
+
+
+class RmsNorm(nn.Module):
+    """Scale rows to unit root mean square, then by a learned weight."""
+
+    def __init__(self, size: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
+
+
+class Rotary:
+    """Cosines and sines of the rotary position embedding, computed once per position.
+
+    On the CPU even while `build` makes a model without memory of its own.
+    """
+
+    def __init__(self, config: LlamaConfig) -> None:
+        self._frequencies = _frequencies(config)
+        self._limit = config.context_tokens
+        self._cos = self._sin = torch.empty(0, config.head_size, device="cpu")
+
+    def rows(self, position: int, count: int) -> tuple[Tensor, Tensor]:
+        """Return cos and sin, [count, D], of `count` positions from `position` on."""
+        end = position + count
+        if end > self._limit:
+            raise BrokenModel(
+                f"position {end - 1} is beyond the model's context of {self._limit}; use a shorter text"
+            )
+        if end > len(self._cos):
+            self._compute(min(self._limit, max(end, 2 * len(self._cos), 256)))
+        return self._cos[position:end], self._sin[position:end]
+
+    def _compute(self, count: int) -> None:
+        # Not an inference tensor even when first needed while decoding: training may use the same table.
+        with torch.inference_mode(False):
+            angles = torch.outer(torch.arange(count, dtype=torch.float32), self._frequencies)
+            angles = torch.cat((angles, angles), dim=-1)
+            self._cos, self._sin = angles.cos(), angles.sin()
+
+
+def _frequencies(config: LlamaConfig) -> Tensor:
+    """Return the angle per position of each pair of head dimensions, [D / 2]."""
+    with torch.inference_mode(False):
+        pairs = torch.arange(0, config.head_size, 2, dtype=torch.float32, device="cpu")
+        frequencies = 1.0 / (config.rope_theta ** (pairs / config.head_size))
+        return _stretch(frequencies, config.rope_scaling) if config.rope_scaling else frequencies
+
+
+def _stretch(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """Divide long wavelengths by the factor, keep short ones, blend between (Llama 3.1)."""
+    turns = scaling.original_context_tokens * frequencies / (2 * math.pi)
+    span = scaling.high_freq_factor - scaling.low_freq_factor
+    keep = ((turns - scaling.low_freq_factor) / span).clamp(0, 1)
+    return keep * frequencies + (1 - keep) * frequencies / scaling.factor
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn x [B, heads, T, D] by the angles of its rows, cos and sin [T, D]."""
+    low, high = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-high, low), dim=-1) * sin
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped key/value heads."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        queries, keys = config.heads * config.head_size, config.kv_heads * config.head_size
+        self.q_proj = nn.Linear(config.hidden_size, queries, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, keys, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
+        self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], cache: Cache | None, layer: int) -> Tensor:
+        batch, count, _ = x.shape
+        queries = _rotate(self._heads(self.q_proj(x), self.config.heads), *angles)
+        keys = _rotate(self._heads(self.k_proj(x), self.config.kv_heads), *angles)
+        values = self._heads(self.v_proj(x), self.config.kv_heads)
+        if cache is not None:
+            keys, values = cache.extend(layer, keys, values)
+        mixed = self._attend(queries, keys, values)
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, count, -1))
+
+    def _heads(self, x: Tensor, heads: int) -> Tensor:
+        """Split [B, T, heads * D] into [B, heads, T, D]."""
+        return x.unflatten(-1, (heads, self.config.head_size)).transpose(1, 2)
+
+    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Return [B, N, T, D] from queries [B, N, T, D] and keys, values [B, K, S, D]."""
+        batch, heads, count, size = queries.shape
+        group = heads // self.config.kv_heads
+        if count == 1:  # the G queries of a group see the same rows: no copy of the cache
+            grouped = queries.view(batch, self.config.kv_heads, group, size)
+            mixed = functional.scaled_dot_product_attention(grouped, keys, values)
+            return mixed.reshape(batch, heads, 1, size)
+        keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+        seen = keys.shape[2] - count
+        if not seen:
+            return functional.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        mask = torch.ones(count, seen + count, dtype=torch.bool).tril(diagonal=seen)
+        return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.feed_forward_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.feed_forward_size, bias=False)
+        self.down_proj = nn.Linear(config.feed_forward_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    """One decoder layer: x + attention, then x + feed-forward."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RmsNorm(config.hidden_size, config.norm_epsilon)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RmsNorm(config.hidden_size, config.norm_epsilon)
+        self.mlp = FeedForward(config)
+
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], cache: Cache | None, layer: int) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), angles, cache, layer)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Llama(nn.Module):
+    """Layers [first_layer, end_layer) of a model, with embedding, final norm and LM head if `head`."""
+
+    def __init__(
+        self, config: LlamaConfig, *, first_layer: int = 0, end_layer: int | None = None, head: bool = True
+    ) -> None:
+        super().__init__()
+        end_layer = config.layers if end_layer is None else end_layer
+        check_layers(config, first_layer, end_layer)
+        self.config, self.head, self.layer_range = config, head, range(first_layer, end_layer)
+        self.model = nn.Module()
+        self.model.layers = nn.ModuleDict({str(layer): Layer(config) for layer in self.layer_range})
+        if head:
+            self.model.embed_tokens = nn.Embedding(config.vocabulary_size, config.hidden_size)
+            self.model.norm = RmsNorm(config.hidden_size, config.norm_epsilon)
+            if not config.tied_embeddings:
+                self.lm_head = nn.Linear(config.hidden_size, config.vocabulary_size, bias=False)
+        self._rotary = Rotary(config)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the rows [B, T, H] of tokens [B, T]."""
+        return self.model.embed_tokens(tokens)
+
+    def run_layers(self, x: Tensor, *, position: int = 0, cache: Cache | None = None) -> Tensor:
+        """Run the layers held here over x [B, T, H], whose first row stands at `position`."""
+        angles = self._rotary.rows(position, x.shape[1])
+        for layer in self.layer_range:
+            x = self.model.layers[str(layer)](x, angles, cache, layer)
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits [..., V] of rows [..., H] that have passed all layers."""
+        table = self.model.embed_tokens.weight if self.config.tied_embeddings else self.lm_head.weight
+        return functional.linear(self.model.norm(x), table)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the logits [B, T, V] of tokens [B, T]; the whole model only."""
+        return self.logits(self.run_layers(self.embed(tokens)))
+
+    def loss(self, tokens: Tensor) -> Tensor:
+        """Return the mean loss, in nats per token, of predicting tokens [B, T + 1] each from those before."""
+        logits = self(tokens[:, :-1])
+        return functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def build(
+    config: LlamaConfig,
+    parameters: Mapping[str, Tensor],
+    *,
+    first_layer: int = 0,
+    end_layer: int | None = None,
+    head: bool = True,
+) -> Llama:
+    """Make the model, or a part of it, around given parameters without copying them.
+
+    Raises:
+        BrokenModel: parameters are missing, unknown, or not of the shape that the configuration gives.
+    """
+    expected = parameter_shapes(config, first_layer=first_layer, end_layer=end_layer, head=head)
+    check_parameters(expected, {name: tuple(value.shape) for name, value in parameters.items()})
+    with torch.device("meta"):
+        model = Llama(config, first_layer=first_layer, end_layer=end_layer, head=head)
+    model.load_state_dict({name: parameters[name] for name in expected}, strict=True, assign=True)
+    return model
+
+
+def check_parameters(
+    expected: Mapping[str, tuple[int, ...]],
+    given: Mapping[str, tuple[int, ...]],
+    *,
+    source: str = "parameters",
+) -> None:
+    """Refuse missing, unknown or misshapen parameters, naming the first few."""
+    missing = [name for name in expected if name not in given]
+    if missing:
+        raise BrokenModel(f"{source}: {len(missing)} missing, among them {', '.join(missing[:3])}")
+    unknown = [name for name in given if name not in expected]
+    if unknown:
+        raise BrokenModel(
+            f"{source}: {len(unknown)} that do not belong there, among them {', '.join(unknown[:3])}"
+        )
+    for name, shape in expected.items():
+        if given[name] != shape:
+            raise BrokenModel(
+                f"{source}: {name} has shape {list(given[name])}, the configuration gives {list(shape)}"
+            )
+
+
+def greedy(logits: Tensor) -> tuple[int, float]:
+    """Return the best token of logits [V] and by how much it beats the second."""
+    best = torch.topk(logits, 2)
+    return int(best.indices[0]), float(best.values[0] - best.values[1])
