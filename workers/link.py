@@ -28,6 +28,7 @@ from workers.errors import (
     RequestRefused,
     RequestTimeout,
     WireError,
+    WorkersError,
 )
 from workers.wire import DEFAULT_MAX_BODY_BYTES, MAX_HEADER_BYTES, Frame, FrameSocket, Tensor
 
@@ -283,6 +284,9 @@ class Channel:
             logger.warning("%s: %r closes the connection: %s", self, frame.kind, error)
             self._answer_error(frame, "protocol", str(error))
             self.close(f"{frame.kind!r}: {error}")
+        except WorkersError as error:
+            logger.warning("%s: %r failed: %s", self, frame.kind, error)
+            self._answer_error(frame, "failed", str(error))
         except Exception as error:
             logger.exception("%s: %r failed", self, frame.kind)
             self._answer_error(frame, "internal", f"{type(error).__name__}: {error}")

@@ -18,6 +18,7 @@ from workers.errors import (
     ConnectFailed,
     IdentityMismatch,
     LinkError,
+    ModelError,
     RemoteError,
     RequestRefused,
     RequestTimeout,
@@ -59,6 +60,8 @@ class Orchestrator:
                 raise RequestRefused("no-such-thing", "there is none")
             case "fail":
                 raise ZeroDivisionError("a bug")
+            case "impossible":
+                raise ModelError("layer 9 of 8")
             case "break":
                 raise WireError("nonsense")
             case "ask-back":
@@ -144,6 +147,11 @@ def test_a_failing_handler_costs_its_request_only(channel: link.Channel) -> None
     with pytest.raises(RemoteError, match="internal: ZeroDivisionError"):
         channel.request("fail")
     assert channel.request("echo", {"still": "here"}).fields == {"still": "here"}
+
+
+def test_what_cannot_be_done_is_answered_with_its_reason(channel: link.Channel) -> None:
+    with pytest.raises(RemoteError, match="failed: layer 9 of 8"):
+        channel.request("impossible")
 
 
 def test_a_request_without_an_answer_times_out_and_the_channel_lives(channel: link.Channel) -> None:
