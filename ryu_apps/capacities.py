@@ -1,4 +1,4 @@
-"""Keep the capacities that operators configured, by link id, if asked to in a file that survives a restart."""
+"""Keep the capacities that operators configured, by link id; on request in a file that survives a restart."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Carry IPv4 between hosts over explicit paths: loop-free by construction, nothing is ever flooded.
 
-The first packet of a pair of hosts comes to the controller, which chooses the path of least delay and puts one
-exact rule per direction on each switch of it, the last switch first, each confirmed by a barrier before the
-one before it: whoever meets a new rule finds the rest of the way in place. Then the packet goes on. A path
-stays until it breaks, or until a link that came back makes it clearly better.
+The first packet of a pair of hosts comes to the controller, which chooses the path of least delay and puts
+one exact rule per direction on each switch of it, the last switch first, each confirmed by a barrier before
+the one before it: whoever meets a new rule finds the rest of the way in place. Then the packet goes on. A
+path stays until it breaks, or until a link that came back makes it clearly better.
 """
 
 from __future__ import annotations
@@ -355,10 +355,8 @@ class Forwarding:
         """
         source, target = self._network.hosts[src], self._network.hosts[dst]
         route = self._routes.get((src, dst))
-        if route is not None and self._is_intact(route):
-            hops = route.hops
-        else:
-            hops = self._choose(src, dst, costs)
+        intact = route is not None and self._is_intact(route)
+        hops = route.hops if route is not None and intact else self._choose(src, dst, costs)
         if hops is None:
             return None
         return [from_host_id(source), *(hop_id(hop) for hop in hops), to_host_id(target)]

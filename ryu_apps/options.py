@@ -24,6 +24,11 @@ _OPTIONS = [
         help="seconds between packet trains of a link; 0: no trains (default 20)",
     ),
     cfg.FloatOpt("host-timeout", default=60.0, help="seconds until a silent host is lost (default 60)"),
+    cfg.BoolOpt(
+        "realtime",
+        default=True,
+        help="ask for real-time scheduling, so that a busy machine does not look like slow links",
+    ),
     cfg.StrOpt("capacities", default=None, help="JSON file that keeps configured capacities over a restart"),
 ]
 

@@ -67,7 +67,7 @@ def ip_bytes(text: str) -> bytes:
 
 def ip_text(address: bytes) -> str:
     """Return the dotted form of four bytes."""
-    return "%d.%d.%d.%d" % tuple(address)
+    return ".".join(map(str, address))
 
 
 def ethertype(frame: bytes) -> int:
@@ -161,7 +161,7 @@ def checksum(data: bytes) -> int:
     """Return the Internet checksum (RFC 1071) of `data`."""
     if len(data) % 2:
         data += b"\0"
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     total = (total & 0xFFFF) + (total >> 16)
     return ~(total + (total >> 16)) & 0xFFFF
 

@@ -40,7 +40,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """One probe: sent out of `port` of switch `dpid` at Unix time `sent_at`; `train` numbers packet trains."""
+    """One probe, sent out of `port` of switch `dpid` at Unix time `sent_at`; `train` numbers trains."""
 
     kind: Kind
     dpid: int

@@ -1,8 +1,8 @@
 """Send probes over every link and to every host, spread in time, and turn what comes back into samples.
 
-One numbered, authenticated probe per port and tick leaves by packet-out. At another switch's port it shows the
-directed link and is a sample of its delay: arrival - departure - half of the echo times of both switches. A
-host answers an ICMP echo request from a virtual address; half of the round trip is the delay of its access
+One numbered, authenticated probe per port and tick leaves by packet-out. At another switch's port it shows
+the directed link and is a sample of its delay: arrival - departure - half of the echo times of both switches.
+A host answers an ICMP echo request from a virtual address; half of the round trip is the delay of its access
 link. OpenFlow echo requests give the switches' own share.
 """
 

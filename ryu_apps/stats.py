@@ -314,6 +314,8 @@ class TrainResult:
 MIN_MARKERS = 6
 MIN_DISPERSION_S = 0.030
 SKIPPED_SHARE = 0.3
+LEAST_EVENNESS = 0.6
+"""The slower half of a train has at least this share of the faster half's rate."""
 
 
 def train_rate(arrivals: Sequence[tuple[int, float]]) -> TrainResult:
@@ -336,10 +338,19 @@ def train_rate(arrivals: Sequence[tuple[int, float]]) -> TrainResult:
     if dispersion_s < MIN_DISPERSION_S:
         reason = f"the train was spread over {dispersion_s * 1e3:.1f} ms only"
         return TrainResult(rate_bps=None, dispersion_s=max(0.0, dispersion_s), reason=reason)
+    if not _is_even(kept):
+        return TrainResult(rate_bps=None, dispersion_s=dispersion_s, reason="the train arrived in lumps")
     slope = median((t2 - t1) / (b2 - b1) for (b1, t1), (b2, t2) in combinations(kept, 2) if b2 > b1)
     if slope <= 0:
         return TrainResult(rate_bps=None, dispersion_s=dispersion_s, reason="the train arrived out of order")
     return TrainResult(rate_bps=8 / slope, dispersion_s=dispersion_s)
+
+
+def _is_even(kept: Sequence[tuple[int, float]]) -> bool:
+    """Tell whether both halves of a train came at about the same rate: a stall on the way is no rate."""
+    (b1, t1), (b2, t2), (b3, t3) = kept[0], kept[len(kept) // 2], kept[-1]
+    first, second = (t2 - t1) / (b2 - b1), (t3 - t2) / (b3 - b2)
+    return min(first, second) >= LEAST_EVENNESS * max(first, second)
 
 
 @dataclass

@@ -1,9 +1,10 @@
 """Estimate what links can carry with packet trains, one at a time.
 
-A train is a burst of 1442-byte frames handed to the switch at once; the bottleneck spreads it, and the spread
-gives its rate. Only every n-th frame is a marked one that comes back to the controller, the others are dropped
-by a rule behind the link, since a controller cannot take thousands of packets a second. Trains start small and
-grow until their spread can be measured, up to MAX_FRAMES (1 MB); they are sent over idle links only.
+A train is a burst of 1442-byte frames handed to the switch at once; the bottleneck spreads it, and the
+spread gives its rate. Only every n-th frame is a marked one that comes back to the controller, the others are
+dropped by a rule behind the link, since a controller cannot take thousands of packets a second. Trains start
+small and grow until their spread can be measured, up to MAX_FRAMES (1 MB); they are sent over idle links
+only.
 
 A host's train is made of echo requests, whose replies load the other direction as much: the estimate is the
 smaller of both directions and stands for both. A train that loses frames spreads less, so the rate is
@@ -25,7 +26,7 @@ from ryu_apps.paths import Hop
 from ryu_apps.probe import Kind, Probe
 from ryu_apps.prober import Prober, host_echo, link_probe
 from ryu_apps.signals import Change, Signals
-from ryu_apps.stats import CapacityEstimator, TrainResult, train_rate
+from ryu_apps.stats import MIN_DISPERSION_S, CapacityEstimator, TrainResult, train_rate
 
 LOG = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ IDLE_SHARE = 0.1
 IDLE_FLOOR_BPS = 0.5e6
 RETRY_S = 2.0
 UNSETTLED_S = 1.0
+QUICK_TRAINS = 8
 TOO_FAST_S = 300.0
 PAUSE_S = 0.1
 
@@ -55,6 +57,8 @@ class Subject:
     estimator: CapacityEstimator = field(default_factory=CapacityEstimator)
     frames: int = MIN_FRAMES
     due: float = 0.0
+    hurry: int = QUICK_TRAINS
+    """How many more trains may follow each other quickly while the estimate is not settled."""
     closed: bool = False
 
 
@@ -126,6 +130,7 @@ class Trains:
         subject = self._subjects.get(name)
         if subject is not None:
             subject.due = min(subject.due, self._clock())
+            subject.hurry = QUICK_TRAINS
 
     def run(self) -> None:
         """Send the trains that are due, one at a time, for ever."""
@@ -178,31 +183,36 @@ class Trains:
         """Take a train's result in, and decide when the next one goes and how long it is."""
         now = self._clock()
         LOG.debug("train of %d frames over %s: %s", subject.frames, subject.name, result)
+        too_short = result.rate_bps is None and result.dispersion_s > 0
         if result.rate_bps is not None:
             subject.estimator.add(now, result.rate_bps * (1 - self._loss(subject.what, now)))
             subject.frames = _clamp(result.rate_bps * SPREAD_S / 8 / FRAME_BYTES)
-            subject.due = now + (UNSETTLED_S if subject.estimator.unsettled else self._interval_s)
-            return
-        if result.dispersion_s > 0 and subject.frames < MAX_FRAMES:
+        elif too_short and result.dispersion_s < MIN_DISPERSION_S and subject.frames < MAX_FRAMES:
             growth = min(MAX_GROWTH, max(1.5, SPREAD_S * 0.7 / result.dispersion_s))
             subject.frames = _clamp(subject.frames * growth)
-            subject.due = now + PAUSE_S
-        elif result.dispersion_s > 0:
+        elif too_short and result.dispersion_s < MIN_DISPERSION_S:
             subject.due = now + TOO_FAST_S
-            result = TrainResult(
-                rate_bps=None,
-                dispersion_s=result.dispersion_s,
-                reason=f"faster than a train of {MAX_FRAMES * FRAME_BYTES / 1e6:.1f} MB can tell ({result.reason}); "
-                "configure it with PUT",
+            subject.estimator.reason = (
+                f"faster than a train of {MAX_FRAMES * FRAME_BYTES / 1e6:.1f} MB can tell "
+                f"({result.reason}); configure it with PUT"
             )
-        else:
-            subject.due = now + RETRY_S
-        if subject.estimator.value_bps is None and result.reason is not None:
+            return
+        elif result.reason is not None:
             subject.estimator.reason = result.reason
+        subject.due = now + self._pause_s(subject)
+
+    def _pause_s(self, subject: Subject) -> float:
+        """Return how long to wait until the next train: a little while the estimate is not settled."""
+        if subject.estimator.unsettled and subject.hurry > 0:
+            subject.hurry -= 1
+            return UNSETTLED_S
+        return self._interval_s
 
     def _loss(self, what: Host | Hop, now: float) -> float:
-        host = isinstance(what, Host)
-        stream = self._prober.host_stream(what.ip) if host else self._prober.hop_stream(what)
+        if isinstance(what, Host):
+            stream = self._prober.host_stream(what.ip)
+        else:
+            stream = self._prober.hop_stream(what)
         loss = None if stream is None else stream.loss.loss(now).value
         return loss if loss is not None and loss < 0.5 else 0.0
 
@@ -212,9 +222,7 @@ class Trains:
         number = next(self._numbers) & 0xFFFF
         if isinstance(what, Host):
             self._introduce_filler(what)
-            dpid, port = what.place
-        else:
-            dpid, port = what.src, what.src_port
+        dpid, port = _departure(what)
         every = max(1, subject.frames // MARKERS)
         count = max(1, subject.frames // every)
         filler = self._filler(what)
@@ -282,17 +290,10 @@ class Trains:
         )
 
     def _marker(self, what: Host | Hop, train: int, index: int) -> bytes:
-        host = isinstance(what, Host)
-        dpid, port = what.place if host else (what.src, what.src_port)
-        sent = Probe(
-            kind=Kind.ECHO_TRAIN if host else Kind.LINK_TRAIN,
-            dpid=dpid,
-            port=port,
-            number=index,
-            sent_at=self._clock(),
-            train=train,
-        )
-        if host:
+        kind = Kind.ECHO_TRAIN if isinstance(what, Host) else Kind.LINK_TRAIN
+        dpid, port = _departure(what)
+        sent = Probe(kind=kind, dpid=dpid, port=port, number=index, sent_at=self._clock(), train=train)
+        if isinstance(what, Host):
             payload = probe.seal(sent, self._key)
             return host_echo(what, identifier=train, number=index, payload=payload, padding=PADDING)
         return link_probe(sent, self._key, padding=PADDING)
@@ -301,6 +302,11 @@ class Trains:
         """Take a marker in that came back."""
         if self._flight is not None and self._flight.number == sent.train:
             self._flight.arrivals.setdefault(sent.number, now)
+
+
+def _departure(what: Host | Hop) -> tuple[int, int]:
+    """Return the switch and port that a train leaves from."""
+    return what.place if isinstance(what, Host) else (what.src, what.src_port)
 
 
 def _clamp(frames: float) -> int:
