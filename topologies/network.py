@@ -60,7 +60,7 @@ class Network(Mininet):  # type: ignore[misc]
 
     def shells(self) -> dict[str, int]:
         """Return the process that holds each node."""
-        return {f"node {node.name}": node.pid for node in (*self.hosts, *self.switches)}
+        return {f"node {node.name}": node.pid for node in (*self.hosts, *self.switches, *self.controllers)}
 
     def _check_bridges(self) -> None:
         have = set(ovs.bridges(self.spec.prefix))

@@ -57,7 +57,7 @@ class Journal:
                 f"network {prefix!r} is up already (process {have.owner.pid}); take it down first, "
                 "or choose another network.prefix"
             )
-        owner = identify("owner", os.getpid())
+        owner = identify("supervisor", os.getpid())
         assert owner is not None
         journal = cls(prefix, owner)
         (journal.directory / "logs").mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -76,6 +76,10 @@ class Journal:
         found = [identify(name, pid) for name, pid in pids.items()]
         self._processes += [process for process in found if process is not None]
         self._write()
+
+    def pids(self) -> dict[str, int]:
+        """Return the recorded processes by name."""
+        return {process.name: process.pid for process in self._processes}
 
     def set_status(self, status: dict[str, Any]) -> None:
         """Keep what the network is, for those who ask when its owner is gone."""
@@ -119,6 +123,27 @@ def read(prefix: str) -> Record | None:
         raise TestbedError(f"{path} cannot be read ({error}); remove it and try again") from error
 
 
+def inventory(prefix: str) -> list[str]:
+    """List, in words, what there is of `prefix`: processes, bridges, namespace, interfaces."""
+    record = read(prefix)
+    known = [] if record is None else [record.owner, *record.processes]
+    found = [f"process {item.name} ({item.pid})" for item in known if item.alive()]
+    bridges = _our_bridges(prefix)
+    found += [f"bridge {name}" for name in bridges]
+    if Path("/run/netns", wires.namespace(prefix)).exists():
+        found.append(f"namespace {wires.namespace(prefix)}")
+    ports = [name for name in interfaces() if _is_ours(prefix, name) and name not in bridges]
+    return found + [f"interface {name}" for name in ports]
+
+
+def _our_bridges(prefix: str) -> list[str]:
+    try:
+        return [name for name in ovs.bridges(prefix) if _is_ours(prefix, name)]
+    except CommandError as error:
+        log.debug("Open vSwitch does not answer, so it has no bridges: %s", error)
+        return []
+
+
 def sweep(prefix: str) -> list[str]:
     """Remove everything that is left of `prefix` and return what that was, in words.
 
@@ -140,12 +165,8 @@ def _stop_processes(prefix: str) -> list[Process]:
 
 
 def _remove_bridges(prefix: str) -> list[str]:
-    try:
-        names = [name for name in ovs.bridges(prefix) if _is_ours(prefix, name)]
-        ovs.delete_bridges(names)
-    except CommandError as error:
-        log.debug("Open vSwitch does not answer, so it has no bridges: %s", error)
-        return []
+    names = _our_bridges(prefix)
+    ovs.delete_bridges(names)
     return [f"bridge {name}" for name in names]
 
 

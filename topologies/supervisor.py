@@ -1,0 +1,376 @@
+"""Look after one testbed: start its parts, answer for it, take it down. `testbed.up` starts this.
+
+`python -m topologies.supervisor` reads one JSON object from standard input (`scenario`, `scenario_path`,
+`stages`), writes progress to standard output, one JSON object per line (`progress`, at last `ready` or
+`failed`), and then serves requests (topologies/rpc.py) at `testbed.sock` until SIGTERM.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from scenarios.schema import Scenario, parse
+from topologies import checks, ovs, stages, state
+from topologies.errors import TestbedError, TopologyError
+from topologies.network import Network
+from topologies.processes import identify
+from topologies.rpc import Json, Reply, Server
+from topologies.specs import LinkSpec, NetworkSpec, network_spec
+from topologies.status import Status
+from topologies.wiring import Wiring, choose_backend
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 1.0
+_CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+Progress = Callable[[str], None]
+
+
+class Stopped(BaseException):
+    """Somebody asked to stop while the testbed was starting."""
+
+
+class Supervisor:
+    """One testbed: what it is made of, and in which order that is taken apart again."""
+
+    def __init__(
+        self, scenario: Scenario, scenario_path: str | None, wanted: tuple[str, ...], progress: Progress
+    ) -> None:
+        self._scenario, self._scenario_path, self._wanted = scenario, scenario_path, wanted
+        self._progress = progress
+        self._undo = ExitStack()
+        self._started_at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        self._spec: NetworkSpec = network_spec(scenario)
+        self._links: dict[str, dict[str, Json]] = {}
+        self._controller: stages.Component | None = None
+        self._orchestrator: stages.Component | None = None
+        self._workers: stages.Workers | None = None
+        self._capacities: stages.Capacities | None = None
+        self._trouble: dict[str, str] = {}
+        self._stopping = False
+
+    # --- starting and stopping
+
+    def start(self) -> None:
+        """Start all parts, in order.
+
+        Raises:
+            TopologyError: something cannot be had; `stop` takes down what was started.
+        """
+        checks.check_root()
+        checks.check_ports(self._scenario, self._wanted)
+        backend = choose_backend(self._scenario.links.emulator)
+        checks.check_tools(backend)
+        self._journal = state.Journal.create(self._scenario.network.prefix)
+        if ovs.ensure_running():
+            self._progress("Open vSwitch was not running; it does now")
+        if "controller" in self._wanted:
+            self._progress("Starting the controller")
+            self._controller = stages.start_controller(self._scenario, self._journal)
+            self._undo.callback(self._controller.stop)
+        self._start_network(backend)
+        if "orchestrator" in self._wanted:
+            self._progress("Starting the orchestrator")
+            netns = self._network.netns("orch")
+            self._orchestrator = stages.start_orchestrator(self._scenario, self._spec, netns, self._journal)
+            self._undo.callback(self._orchestrator.stop)
+        if "workers" in self._wanted:
+            self._start_workers()
+        self._journal.set_status(self.status().to_json())
+
+    def _start_network(self, backend: str) -> None:
+        scenario, spec = self._scenario, self._spec
+        datapath = ovs.choose_datapath(scenario.network.datapath)
+        counts = f"{len(spec.hosts) + 1} hosts, {len(spec.switches)} switches, {len(spec.links)} links"
+        self._progress(f"Making the network: {counts}; {datapath} datapath, links by {backend}")
+        wiring = Wiring(
+            spec.prefix,
+            backend=backend,
+            seed=spec.seed,
+            state_dir=self._journal.directory,
+            record=self._journal.add_process,
+        )
+        self._network = Network(spec, wiring, datapath=datapath, openflow_port=scenario.network.openflow_port)
+        self._undo.callback(self._network.stop)
+        self._network.start_all(self._journal.add_processes)
+        self._links = {
+            link.name: {"a_to_b": asdict(link.a_to_b), "b_to_a": asdict(link.b_to_a)} for link in spec.links
+        }
+        if self._controller is not None:
+            self._introduce(self._controller)
+
+    def _introduce(self, controller: stages.Component) -> None:
+        """Wait until the controller has found the core, and tell it the capacities there."""
+        self._progress("Waiting for the controller to discover the core")
+        stages.wait_for_switches(controller, self._scenario, self._spec)
+        self._capacities = stages.Capacities(self._scenario, self._spec)
+        controller.wait_until(
+            self._capacities.put_between_switches,
+            timeout_s=stages.LINKS_TIMEOUT_S,
+            what="not all links between switches were discovered",
+        )
+
+    def _start_workers(self) -> None:
+        self._progress(f"Starting {len(self._spec.hosts)} workers")
+        self._workers = stages.Workers(self._scenario, self._spec, self._journal)
+        self._undo.callback(self._workers.stop)
+        self._workers.start(self._network.netns, self._progress)
+
+    def stop(self) -> None:
+        """Take down what was started, last first."""
+        try:
+            self._undo.close()
+        except Exception:  # a part that cannot be stopped must not keep the others; the sweep comes after
+            log.exception("taking down")
+        state.sweep(self._scenario.network.prefix)
+
+    # --- answering
+
+    def serve(self) -> None:
+        """Answer requests and watch the parts until told to stop."""
+        server = Server(self._journal.directory / "testbed.sock", self._handle)
+        try:
+            while not self._stopping:
+                readable, writable, _ = select.select(server.readers(), server.writers(), [], _TICK_S)
+                server.step(readable, writable)
+                self._watch()
+        finally:
+            server.close()
+
+    def request_stop(self, *_: object) -> None:
+        """End `serve` soon; usable as a signal handler."""
+        self._stopping = True
+
+    def _watch(self) -> None:
+        """Note which parts have ended."""
+        for part in (self._controller, self._orchestrator, self._workers and self._workers.zygote):
+            if part is not None and part.process.poll() is not None:
+                self._note(part.name, f"ended with status {part.process.returncode}; see {part.log_path}")
+        emulator = self._network.wiring.emulator_status()
+        if emulator is not None:
+            log_path = self._network.wiring.log_path
+            self._note("emulator", f"ended with status {emulator}: no packet passes any more; see {log_path}")
+        if self._workers is not None and self._workers.zygote.process.poll() is None:
+            self._reap(self._workers)
+        if self._capacities is not None and self._capacities.missing:
+            self._capacities.put()
+
+    def _reap(self, workers: stages.Workers) -> None:
+        try:
+            workers.reap()
+        except TopologyError as error:
+            log.warning("the zygote does not answer: %s", error)
+        for node, status in workers.dead.items():
+            worker = workers.workers[node]
+            self._note(f"worker {node}", f"ended with status {status}; see {worker.log_path}")
+
+    def _note(self, name: str, text: str) -> None:
+        if name not in self._trouble:
+            self._trouble[name] = f"{name} {text}"
+            log.error("%s", self._trouble[name])
+
+    def _handle(self, request: Json, reply: Reply) -> None:
+        call = request.get("call")
+        if call == "status":
+            reply(self.status().to_json())
+        elif call == "emulation":
+            reply(self._network.wiring.report())
+        elif call == "change":
+            reply(self._change(str(request["link"]), request.get("direction"), request["values"]))
+        elif call == "restore":
+            reply(self._restore(str(request["link"])))
+        elif call == "kill":
+            reply(self._kill(str(request["node"])))
+        else:
+            raise TestbedError(f"unknown call {call!r}; known: status, emulation, change, restore, kill")
+
+    def _change(self, name: str, direction: str | None, values: dict[str, Any]) -> Json:
+        link = self._spec.link(name)
+        for side in _sides(link, direction):
+            source, destination = (link.a, link.b) if side == "a_to_b" else (link.b, link.a)
+            after = self._network.wiring.change(f"{source}-{destination}", values)
+            self._links[link.name][side] = asdict(after)
+        return {"link": link.name, "current": self._links[link.name]}
+
+    def _restore(self, name: str) -> Json:
+        link = self._spec.link(name)
+        self._change(name, "a_to_b", asdict(link.a_to_b))
+        return self._change(name, "b_to_a", asdict(link.b_to_a))
+
+    def _kill(self, node: str) -> Json:
+        if self._workers is None or node not in self._workers.workers:
+            raise TestbedError(f"there is no worker on {node!r} to kill")
+        pid = self._workers.workers[node].pid
+        if node in self._workers.dead or identify(node, pid) is None:
+            raise TestbedError(f"the worker on {node} has ended already")
+        os.kill(pid, signal.SIGKILL)
+        return {"killed": pid}
+
+    def status(self) -> Status:
+        """Describe the testbed as it is now."""
+        scenario = self._scenario
+        urls = {}
+        if self._controller is not None:
+            urls["northbound"] = stages.northbound_url(scenario)
+        if self._orchestrator is not None:
+            urls["api"] = stages.api_url(scenario)
+        return Status(
+            prefix=self._spec.prefix,
+            scenario=scenario.name,
+            scenario_path=self._scenario_path,
+            started_at=self._started_at,
+            stages=self._wanted,
+            state_dir=str(self._journal.directory),
+            pids={"supervisor": os.getpid(), **self._journal.pids()},
+            urls=urls,
+            hosts=tuple(self._host_json(host.name) for host in self._spec.all_hosts()),
+            switches=tuple(
+                {"name": item.name, "dpid": item.dpid, "role": str(item.role)} for item in self._spec.switches
+            ),
+            links=tuple(self._link_json(link) for link in self._spec.links),
+            emulator=self._network.wiring.backend,
+            datapath=self._network.datapath,
+            congestion_control=_CONGESTION_CONTROL.read_text(encoding="ascii").strip(),
+            trouble=tuple(self._trouble.values()),
+        )
+
+    def _host_json(self, name: str) -> Json:
+        host = next(item for item in self._spec.all_hosts() if item.name == name)
+        worker = self._workers.workers.get(name) if self._workers else None
+        return {
+            "name": host.name,
+            "ip": host.ip,
+            "mac": host.mac,
+            "switch": host.switch,
+            "domain": host.domain,
+            "trusted": host.trusted,
+            "pid": self._network.nameToNode[name].pid,
+            "netns": self._network.netns(name),
+            "worker_pid": worker.pid if worker else None,
+            **(asdict(host.device) if host.device else {}),
+        }
+
+    def _link_json(self, link: LinkSpec) -> Json:
+        forth, back = stages.northbound_ids(self._spec, link)
+        return {
+            "name": link.name,
+            "kind": str(link.kind),
+            "a": link.a,
+            "b": link.b,
+            "northbound": {"a_to_b": forth, "b_to_a": back},
+            "configured": {"a_to_b": asdict(link.a_to_b), "b_to_a": asdict(link.b_to_a)},
+            "current": self._links[link.name],
+        }
+
+
+def _sides(link: LinkSpec, direction: str | None) -> tuple[str, ...]:
+    """Read a direction: None is both, `h3>g1` (or `h3-g1`) the one from h3 to g1."""
+    names = {
+        "a_to_b": "a_to_b",
+        "b_to_a": "b_to_a",
+        f"{link.a}>{link.b}": "a_to_b",
+        f"{link.b}>{link.a}": "b_to_a",
+        f"{link.a}-{link.b}": "a_to_b",
+        f"{link.b}-{link.a}": "b_to_a",
+    }
+    if direction is None:
+        return ("a_to_b", "b_to_a")
+    if direction not in names:
+        raise TestbedError(
+            f"link {link.name} has no direction {direction!r}; it has {link.a}>{link.b} and {link.b}>{link.a}"
+        )
+    return (names[direction],)
+
+
+def _lock(prefix: str) -> IO[str]:
+    """Make sure that nobody else looks after this prefix; held until the process ends."""
+    state.ROOT.mkdir(parents=True, exist_ok=True)
+    handle = (state.ROOT / f"{prefix}.lock").open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        handle.close()
+        raise TestbedError(f"testbed {prefix} is being started or stopped by another process") from error
+    return handle
+
+
+def _stop_now(*_: object) -> None:
+    raise Stopped
+
+
+def main() -> None:
+    """Run from the command line; see the module's text."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    request = json.loads(sys.stdin.read())
+    scenario = parse(request["scenario"], source=request["scenario_path"] or "(given by a program)")
+    progress = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever prints from here on belongs in the log
+
+    def say(kind: str, text: str) -> None:
+        log.info("%s: %s", kind, text)
+        try:
+            print(json.dumps({kind: text}), file=progress, flush=True)
+        except OSError:
+            log.info("nobody listens to the progress any more")
+
+    signal.signal(signal.SIGTERM, _stop_now)
+    signal.signal(signal.SIGINT, _stop_now)
+    raise SystemExit(_run(scenario, request, say, progress))
+
+
+def _run(scenario: Scenario, request: Json, say: Callable[[str, str], None], progress: IO[str]) -> int:
+    try:
+        lock = _lock(scenario.network.prefix)
+    except TestbedError as error:
+        say("failed", str(error))
+        return 1
+    with lock:
+        swept = state.sweep(scenario.network.prefix)
+        if swept:
+            say("progress", f"Removed what an earlier run had left: {', '.join(swept)}")
+        supervisor = Supervisor(
+            scenario,
+            request["scenario_path"],
+            tuple(request["stages"]),
+            lambda text: say("progress", text),
+        )
+        try:
+            supervisor.start()
+            signal.signal(signal.SIGTERM, supervisor.request_stop)
+            signal.signal(signal.SIGINT, supervisor.request_stop)
+            say("ready", scenario.name)
+            progress.close()
+            supervisor.serve()
+        except Stopped:
+            _take_down(supervisor)
+            say("failed", "it was stopped while starting")
+            return 1
+        except Exception as error:  # the outermost loop: log, take down, tell
+            log.exception("failed")
+            _take_down(supervisor)
+            say("failed", str(error) if isinstance(error, TopologyError) else repr(error))
+            return 1
+        _take_down(supervisor)
+    return 0
+
+
+def _take_down(supervisor: Supervisor) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    supervisor.stop()
+
+
+if __name__ == "__main__":
+    main()
