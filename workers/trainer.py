@@ -1,0 +1,287 @@
+"""Fine-tuning on a node: holds a job's parameters and data, runs local steps, answers the difference.
+
+Serves `train.*` of docs/wire_protocol.md. The work is real; `device.Span.finish` then waits until a device
+of this node's power would have been done.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from workers import fields
+from workers.device import Pacer, Timing, training_s
+from workers.errors import ModelError, RequestRefused
+from workers.link import Reply
+from workers.models.config import LlamaConfig, parameter_shapes, parse_config
+from workers.models.llama import build, check_parameters
+from workers.models.loader import digest
+from workers.wire import Frame, Tensor
+
+logger = logging.getLogger(__name__)
+
+MAX_JOBS = 8
+GRADIENT_NORM = 1.0
+"""Gradients are scaled down to this norm, so that one odd batch cannot throw a node far off."""
+_ADAM_BETAS = (0.9, 0.95)
+
+Parameters = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a node does in one epoch."""
+
+    local_steps: int
+    batch_size: int
+    sequence_length: int
+    learning_rate: float
+    optimiser: str
+
+    @classmethod
+    def parse(cls, section: Mapping[str, Any]) -> Plan:
+        """Check the `training` map of `train.load`."""
+        return cls(
+            local_steps=fields.integer(section, "local_steps", least=1, most=100_000),
+            batch_size=fields.integer(section, "batch_size", least=1, most=4_096),
+            sequence_length=fields.integer(section, "sequence_length", least=8, most=65_536),
+            learning_rate=fields.number(section, "learning_rate", most=10.0),
+            optimiser=fields.choice(section, "optimiser", ("adamw", "sgd")),
+        )
+
+    @property
+    def samples(self) -> int:
+        """Sequences of one epoch."""
+        return self.local_steps * self.batch_size
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one epoch."""
+        return self.samples * self.sequence_length
+
+
+class Job:
+    """One fine-tuning job on this node. Commands of a job are served one at a time, under `lock`."""
+
+    def __init__(self, config: LlamaConfig, plan: Plan, version: int, parameters: Parameters) -> None:
+        self.lock = threading.Lock()
+        self.ended = threading.Event()
+        self.config = config
+        self.plan = plan
+        self.version = version
+        self.parameters = parameters
+        self.data: torch.Tensor | None = None
+
+
+class Trainer:
+    """Serves the `train.*` requests of one node; thread-safe."""
+
+    def __init__(self, pacer: Pacer) -> None:
+        self._pacer = pacer
+        self._lock = threading.Lock()
+        self._jobs: dict[str, Job] = {}
+        self._commands = {
+            "train.load": self._load,
+            "train.data": self._take_data,
+            "train.run": self._run,
+            "train.update": self._update,
+            "train.end": self._end,
+        }
+
+    def handle(self, frame: Frame) -> Reply:
+        """Serve one request.
+
+        Raises:
+            RequestRefused: unknown job, wrong field or parameters, too little data, or no finite result.
+        """
+        command = self._commands.get(frame.kind)
+        if command is None:
+            raise RequestRefused("not-served", f"a trainer does not know {frame.kind!r}")
+        try:
+            return command(frame)
+        except ModelError as error:
+            raise RequestRefused("bad-model", str(error)) from error
+
+    def close(self) -> None:
+        """End all jobs; a running one stops at its next step."""
+        with self._lock:
+            jobs, self._jobs = list(self._jobs.values()), {}
+        for job in jobs:
+            job.ended.set()
+
+    def _load(self, frame: Frame) -> Reply:
+        name = fields.text(frame.fields, "job")
+        config = parse_config(fields.section(frame.fields, "config"))
+        plan = Plan.parse(fields.section(frame.fields, "training"))
+        parameters = _checked(config, frame.tensors)
+        job = Job(config, plan, fields.integer(frame.fields, "version"), parameters)
+        with self._lock:
+            if name not in self._jobs and len(self._jobs) >= MAX_JOBS:
+                raise RequestRefused("busy", f"{MAX_JOBS} jobs are loaded; end one with train.end first")
+            replaced = self._jobs.get(name)
+            self._jobs[name] = job
+        if replaced:
+            replaced.ended.set()
+        return _versioned(job)
+
+    def _take_data(self, frame: Frame) -> Reply:
+        job = self._job(frame)
+        tokens = frame.tensors.get("tokens")
+        if tokens is None or tokens.ndim != 1 or tokens.dtype not in (np.int32, np.uint8):
+            raise RequestRefused("bad-tensor", "tokens must be a 1-d tensor of i32 or u8")
+        if len(tokens) <= job.plan.sequence_length:
+            raise RequestRefused(
+                "too-little-data",
+                f"{len(tokens)} tokens; one sequence needs {job.plan.sequence_length + 1}",
+            )
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= job.config.vocabulary_size:
+            raise RequestRefused(
+                "bad-tensor", f"tokens from {low} to {high}; the vocabulary has {job.config.vocabulary_size}"
+            )
+        with job.lock:
+            job.data = torch.from_numpy(tokens.copy())
+        return Reply({"tokens": len(tokens)})
+
+    def _update(self, frame: Frame) -> Reply:
+        job = self._job(frame)
+        with job.lock:
+            self._replace(job, frame)
+        return _versioned(job)
+
+    def _end(self, frame: Frame) -> Reply:
+        with self._lock:
+            job = self._jobs.pop(fields.text(frame.fields, "job"), None)
+        if job:
+            job.ended.set()
+        return Reply()
+
+    def _run(self, frame: Frame) -> Reply:
+        job = self._job(frame)
+        epoch = fields.integer(frame.fields, "epoch")
+        seed = fields.integer(frame.fields, "seed")
+        with job.lock:
+            if frame.tensors:
+                self._replace(job, frame)
+            wanted = fields.integer(frame.fields, "version")
+            if wanted != job.version:
+                raise RequestRefused(
+                    "wrong-version", f"this node has version {job.version}, not {wanted}; send the parameters"
+                )
+            if job.data is None:
+                raise RequestRefused("no-data", "this node has no data of the job; send train.data first")
+            span = self._pacer.begin()
+            try:
+                delta, loss = _train(job, job.data, seed=seed, epoch=epoch)
+                timing = span.finish(self._modelled_s(job), interrupt=job.ended)
+            finally:
+                span.abandon()
+        if job.ended.is_set():
+            raise RequestRefused("ended", "the job was ended while it ran")
+        logger.info(
+            "epoch %d: loss %.3f in %.2f s (late %.2f s)", epoch, loss, timing.elapsed_s, timing.late_s
+        )
+        return Reply(_report(job, epoch, loss, timing), delta)
+
+    def _modelled_s(self, job: Job) -> float:
+        return training_s(
+            self._pacer.profile,
+            parameters=job.config.parameters,
+            layers=job.config.layers,
+            tokens=job.plan.tokens,
+            steps=job.plan.local_steps,
+        )
+
+    def _replace(self, job: Job, frame: Frame) -> None:
+        """Take the frame's parameters as the job's; `job.lock` is held."""
+        version = fields.integer(frame.fields, "version")
+        if version < job.version:
+            raise RequestRefused(
+                "wrong-version", f"version {version} is older than {job.version}, which is held"
+            )
+        job.parameters = _checked(job.config, frame.tensors)
+        job.version = version
+
+    def _job(self, frame: Frame) -> Job:
+        name = fields.text(frame.fields, "job")
+        with self._lock:
+            job = self._jobs.get(name)
+        if job is None:
+            raise RequestRefused("no-such-job", f"job {name!r} is not loaded here; send train.load first")
+        return job
+
+
+def _checked(config: LlamaConfig, tensors: Mapping[str, Tensor]) -> Parameters:
+    check_parameters(parameter_shapes(config), {name: tensor.shape for name, tensor in tensors.items()})
+    return fields.parameters(tensors)
+
+
+def _versioned(job: Job) -> Reply:
+    with job.lock:
+        return Reply({"version": job.version, "digest": digest(job.parameters)})
+
+
+def _report(job: Job, epoch: int, loss: float, timing: Timing) -> dict[str, Any]:
+    return {
+        "epoch": epoch,
+        "version": job.version,
+        "train_s": timing.elapsed_s,
+        "real_s": timing.real_s,
+        "late_s": timing.late_s,
+        "samples": job.plan.samples,
+        "tokens": job.plan.tokens,
+        "loss": loss,
+    }
+
+
+def _train(job: Job, data: torch.Tensor, *, seed: int, epoch: int) -> tuple[dict[str, Tensor], float]:
+    """Run the local steps from the job's parameters; return trained minus start, and the mean loss in nats.
+
+    The same parameters, data, seed and epoch give the same result. The job's parameters stay as they are.
+    """
+    model = build(job.config, {name: value.clone() for name, value in job.parameters.items()})
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    optimiser = _optimiser(model, job.plan)
+    losses = []
+    for step in range(job.plan.local_steps):
+        if job.ended.is_set():
+            raise RequestRefused("ended", "the job was ended while it ran")
+        optimiser.zero_grad()
+        loss = model.loss(_sample(data, job.plan, generator))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
+        optimiser.step()
+        losses.append(float(loss.detach()))
+        if not np.isfinite(losses[-1]):
+            raise RequestRefused(
+                "not-finite", f"the loss of step {step + 1} is {losses[-1]}; use a smaller learning rate"
+            )
+    return _difference(model, job.parameters), sum(losses) / len(losses)
+
+
+def _optimiser(model: torch.nn.Module, plan: Plan) -> torch.optim.Optimizer:
+    if plan.optimiser == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=plan.learning_rate)
+    return torch.optim.AdamW(model.parameters(), lr=plan.learning_rate, betas=_ADAM_BETAS)
+
+
+def _sample(data: torch.Tensor, plan: Plan, generator: torch.Generator) -> torch.Tensor:
+    """Draw a batch of sequences, [batch, length + 1], from anywhere in the data."""
+    length = plan.sequence_length
+    starts = torch.randint(0, len(data) - length, (plan.batch_size,), generator=generator).tolist()
+    return torch.stack([data[start : start + length + 1] for start in starts]).long()
+
+
+def _difference(model: torch.nn.Module, start: Parameters) -> dict[str, Tensor]:
+    trained = model.state_dict()
+    delta = {name: (trained[name] - value).numpy() for name, value in start.items()}
+    broken = [name for name, value in delta.items() if not np.isfinite(value).all()]
+    if broken:
+        raise RequestRefused("not-finite", f"{broken[0]} is no longer finite; use a smaller learning rate")
+    return delta
