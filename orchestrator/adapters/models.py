@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from workers.models.llama import build
 from workers.models.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 EMBEDDED = "embedded"
 _JOB = re.compile(r"job:([A-Za-z0-9-]{1,64})")
@@ -171,7 +172,7 @@ def _read(name: str, folder: Path) -> Model:
     )
 
 
-def _translated(action: Callable[[], Any]) -> Any:
+def _translated(action: Callable[[], Result]) -> Result:
     try:
         return action()
     except WorkersModelError as error:

@@ -20,7 +20,7 @@ def blueprint(services: Services) -> APIBlueprint:
     routes = APIBlueprint("jobs", __name__, url_prefix="/api/v1", abp_tags=[_TAG])
 
     @routes.post("/jobs", summary="Start a job; one runs at a time")
-    def submit(body: JobRequest) -> tuple[Json, int, dict[str, str]]:  # type: ignore[valid-type]
+    def submit(body: JobRequest) -> tuple[Json, int, dict[str, str]]:
         record = services.jobs.submit(body)
         return record_json(record), 202, {"Location": f"/api/v1/jobs/{record.id}"}
 

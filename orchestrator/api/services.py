@@ -15,7 +15,7 @@ from orchestrator.ports import Clock, EventSink, Json, Northbound, Record, Store
 class Jobs(Protocol):
     """Fine-tuning jobs; see `orchestrator.finetune.driver`."""
 
-    def submit(self, request: JobRequest) -> Record: ...  # type: ignore[valid-type]
+    def submit(self, request: JobRequest) -> Record: ...
 
     def cancel(self, job: str) -> Record: ...
 

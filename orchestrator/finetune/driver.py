@@ -44,7 +44,7 @@ class FinetuneJobs:
         self._lock = threading.Lock()
         self._running: tuple[str, JobRun, threading.Thread] | None = None
 
-    def submit(self, request: JobRequest) -> Record:  # type: ignore[valid-type]
+    def submit(self, request: JobRequest) -> Record:
         """Check the request and start the job.
 
         Raises:

@@ -56,7 +56,7 @@ class JobRun:
         self,
         *,
         job: str,
-        request: JobRequest,  # type: ignore[valid-type]
+        request: JobRequest,
         seed: int,
         nodes: tuple[str, ...],
         engine: Engine,

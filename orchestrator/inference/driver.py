@@ -9,15 +9,22 @@ from dataclasses import replace
 
 from orchestrator import nodes as node_states
 from orchestrator.core.cost import CostWeights, Workload
+from orchestrator.core.jsonable import to_json
 from orchestrator.core.model import NodeState
 from orchestrator.core.triggers import Thresholds
 from orchestrator.errors import Conflict, InvalidRequest, Unavailable, WorkerError, WorkerRefused
 from orchestrator.inference import messages as m
+from orchestrator.inference.engine import preview
 from orchestrator.inference.generations import Generation, Generations
 from orchestrator.inference.messages import DeploymentSpec
 from orchestrator.inference.probes import LayerProbes
 from orchestrator.inference.request import DeploymentRequest
-from orchestrator.inference.run import COMMAND_TIMEOUT_S, PREPARE_TIMEOUT_S, DeploymentRun
+from orchestrator.inference.run import (
+    COMMAND_TIMEOUT_S,
+    PREPARE_TIMEOUT_S,
+    DeploymentRun,
+    placement_json,
+)
 from orchestrator.ports import (
     Clock,
     EventSink,
@@ -88,7 +95,7 @@ class SplitDeployments:
         run = DeploymentRun(
             deployment=record.id,
             request=request,
-            engine=lambda model, context: self._make_engine(record.id, request, model, context),
+            spec=lambda model, context: self._make_spec(record.id, request, model, context),
             states=lambda model: self._states(model, record.id),
             generations=self._generations,
             pool=self._pool,
@@ -118,6 +125,28 @@ class SplitDeployments:
         with self._lock:
             run = self._runs.get(deployment)
         return {} if run is None else run.describe()
+
+    def preview(self, deployment: str) -> Json:
+        """Say where the model would be placed now, its head where it is; changes nothing.
+
+        Raises:
+            Infeasible: nowhere; the reason names the constraint.
+            Unavailable: the model has not been read yet.
+        """
+        run = self._run(deployment)
+        spec, model = run.spec, run.model
+        if spec is None or model is None:
+            raise Unavailable(f"deployment {deployment} is {run.state}: its model is still being read")
+        choice = preview(
+            replace(spec, pinned_head=run.head()), self._states(model, deployment), self._northbound.network()
+        )
+        assert choice.placement is not None
+        return {
+            "placement": placement_json(choice.placement),
+            "reason": choice.reason,
+            "alternatives": [to_json(alternative) for alternative in choice.alternatives()],
+            "current": run.describe()["placement"],
+        }
 
     def migrate(self, deployment: str) -> None:
         """Have the placement reconsidered now."""
@@ -197,12 +226,10 @@ class SplitDeployments:
                 f"min_nodes is {request.min_nodes} but {len(alive)} nodes are alive; lower it or enrol more"
             )
 
-    def _make_engine(
+    def _make_spec(
         self, deployment: str, request: DeploymentRequest, model: Model, context_tokens: int
-    ) -> Engine:
-        """Measure the layers where that was not done yet, and make the deployment's engine."""
-        from orchestrator.inference.engine import Engine
-
+    ) -> DeploymentSpec:
+        """Measure the layers where that was not done yet, and say what is deployed under which rules."""
         self._probes.measure(model)
         generated = min(Workload().generated_tokens, max(1, context_tokens // 2))
         workload = Workload(
@@ -210,17 +237,15 @@ class SplitDeployments:
             generated_tokens=generated,
             context_tokens=context_tokens,
         )
-        return Engine(
-            DeploymentSpec(
-                deployment=deployment,
-                model=self._models.graph(model),
-                min_nodes=request.min_nodes,
-                weights=CostWeights(**request.cost.model_dump()),
-                workload=workload,
-                thresholds=Thresholds(**request.thresholds.model_dump()),
-                prepare_timeout_s=PREPARE_TIMEOUT_S,
-                commit_timeout_s=COMMAND_TIMEOUT_S,
-            )
+        return DeploymentSpec(
+            deployment=deployment,
+            model=self._models.graph(model),
+            min_nodes=request.min_nodes,
+            weights=CostWeights(**request.cost.model_dump()),
+            workload=workload,
+            thresholds=Thresholds(**request.thresholds.model_dump()),
+            prepare_timeout_s=PREPARE_TIMEOUT_S,
+            commit_timeout_s=COMMAND_TIMEOUT_S,
         )
 
     def _states(self, model: Model, deployment: str) -> tuple[NodeState, ...]:

@@ -17,6 +17,7 @@ from orchestrator.core.jsonable import to_json
 from orchestrator.core.model import NodeState, Placement, Shard
 from orchestrator.errors import OrchestratorError, WorkerError
 from orchestrator.inference import messages as m
+from orchestrator.inference.engine import Engine
 from orchestrator.inference.generations import Generations
 from orchestrator.inference.request import DeploymentRequest
 from orchestrator.ports import (
@@ -49,7 +50,7 @@ class DeploymentRun:
         *,
         deployment: str,
         request: DeploymentRequest,
-        engine: Callable[[Model, int], Any],
+        spec: Callable[[Model, int], m.DeploymentSpec],
         states: Callable[[Model], tuple[NodeState, ...]],
         generations: Generations,
         pool: WorkerPool,
@@ -61,7 +62,8 @@ class DeploymentRun:
     ) -> None:
         self.deployment = deployment
         self._request = request
-        self._make_engine = engine
+        self._make_spec = spec
+        self.spec: m.DeploymentSpec | None = None
         self._states = states
         self._generations = generations
         self._pool = pool
@@ -89,7 +91,8 @@ class DeploymentRun:
         try:
             self._note("preparing", f"reading model {self._request.model}")
             self._model = self._models.resolve(self._request.model)
-            self._loop(self._make_engine(self._model, self.context_tokens))
+            self.spec = self._make_spec(self._model, self.context_tokens)
+            self._loop(Engine(self.spec), self._model)
         except (OrchestratorError, CoreError) as error:
             self._note("failed", str(error))
         except Exception as error:
@@ -143,12 +146,7 @@ class DeploymentRun:
             placement, epoch, state, reason = self._placement, self._epoch, self._state, self._reason
         described: Json = {"state": state, "reason": reason, "route_epoch": epoch, "placement": None}
         if placement is not None:
-            described["placement"] = {
-                "head": placement.head,
-                "stages": [to_json(stage) for stage in placement.stages],
-                "hops": [list(hop) for hop in placement.hops],
-                "text": placement.describe(),
-            }
+            described["placement"] = placement_json(placement)
         described["running_requests"] = self._generations.running(self.deployment)
         if self._model is not None:
             described["layers"] = self._model.layers
@@ -163,9 +161,7 @@ class DeploymentRun:
         """Wait for the end."""
         return self._ended.wait(timeout_s)
 
-    def _loop(self, engine: Any) -> None:
-        model = self._model
-        assert model is not None
+    def _loop(self, engine: Engine, model: Model) -> None:
         self._next_look_s = self._clock.monotonic_s() + self._request.monitor_interval_s
         states = self._states(model)
         network = self._northbound.network()
@@ -330,6 +326,16 @@ class DeploymentRun:
             self.deployment, state=state, reason=reason, ended_at=ended_at, summary=_summary(described)
         )
         self._events.publish(self.deployment, "state", {**described, "final": state in _ENDED})
+
+
+def placement_json(placement: Placement) -> Json:
+    """Write a placement as JSON."""
+    return {
+        "head": placement.head,
+        "stages": [to_json(stage) for stage in placement.stages],
+        "hops": [list(hop) for hop in placement.hops],
+        "text": placement.describe(),
+    }
 
 
 def _summary(described: Json) -> Json:
