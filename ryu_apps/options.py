@@ -10,8 +10,8 @@ from ryu import cfg
 from ryu_apps.errors import StartError
 
 _OPTIONS = [
-    cfg.FloatOpt("probe-rate", default=10.0, help="probes per second and link between switches (default 10)"),
-    cfg.FloatOpt("echo-rate", default=10.0, help="echo requests per second and host (default 10)"),
+    cfg.FloatOpt("probe-rate", default=5.0, help="probes per second and link between switches (default 5)"),
+    cfg.FloatOpt("echo-rate", default=8.0, help="echo requests per second and host (default 8)"),
     cfg.FloatOpt(
         "max-probe-rate", default=400.0, help="most measuring packets per second, all together (400)"
     ),

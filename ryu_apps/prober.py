@@ -36,7 +36,7 @@ IDLE_RATE = 1.0
 """A port probes quickly while it is new, and once a second when it leads to no switch."""
 LATE_S = 1.0
 DEAD_LINK_S = 3.0
-DEAD_LINK_PROBES = 15
+DEAD_LINK_PROBES = 12
 """A link is down when so many probes in a row, over at least this time, did not arrive."""
 GOLDEN = 0.618034
 

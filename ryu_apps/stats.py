@@ -147,7 +147,9 @@ def wilson_interval(lost: int, sent: int) -> tuple[float, float]:
     scale = 1 + z * z / sent
     centre = ratio + z * z / (2 * sent)
     spread = z * math.sqrt(ratio * (1 - ratio) / sent + z * z / (4 * sent * sent))
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    low = 0.0 if lost == 0 else (centre - spread) / scale
+    high = 1.0 if lost == sent else (centre + spread) / scale
+    return low, high
 
 
 @dataclass(slots=True)
