@@ -1,4 +1,8 @@
-"""Find a good placement fast, with a certified gap: the best partial rings of each length are kept."""
+"""Find a good placement fast, with a certified gap: the best partial rings of each length are kept.
+
+The gap is certain but can be wide where memory forces many stages over a network with few good nodes: the
+relaxed problem then visits those again and again. What is found is usually far better than the gap says.
+"""
 
 from __future__ import annotations
 
