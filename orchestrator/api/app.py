@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from importlib.metadata import PackageNotFoundError, version
 
 import waitress
 from flask import Flask, json, request
 from flask_openapi3 import Info, OpenAPI
-from waitress.server import BaseWSGIServer
+from waitress import wasyncore
 
 from orchestrator.api import completions, deployments, health, jobs, network, nodes, problems
 from orchestrator.api.services import Services
@@ -16,6 +17,7 @@ from orchestrator.errors import InvalidRequest, Unavailable
 
 _BODY_LIMIT_BYTES = 4 * 1024 * 1024
 _THREADS = 40
+_BACKLOG = 128
 
 
 def create_app(services: Services) -> Flask:
@@ -44,38 +46,38 @@ class ApiServer:
             Unavailable: the port is taken or the address is not this machine's.
         """
         try:
-            self._server: BaseWSGIServer = waitress.create_server(
-                app,
-                host=host,
-                port=port,
-                threads=_THREADS,
-                ident=None,
-                channel_request_lookahead=1,  # notices readers of a stream that vanish
-                outbuf_high_watermark=1 << 20,
-                max_request_body_size=_BODY_LIMIT_BYTES,
-                clear_untrusted_proxy_headers=True,
-            )
+            listening = socket.create_server((host, port), backlog=_BACKLOG)
         except OSError as error:
             raise Unavailable(
                 f"the API cannot listen on {host} port {port}: {error.strerror or error}; "
                 "change api_port (network.api_port of the scenario) or end what holds it"
             ) from error
+        self.port = int(listening.getsockname()[1])
+        self._server = waitress.create_server(
+            app,
+            sockets=[listening],
+            threads=_THREADS,
+            ident=None,
+            channel_request_lookahead=1,  # notices readers of a stream that vanish
+            outbuf_high_watermark=1 << 20,
+            max_request_body_size=_BODY_LIMIT_BYTES,
+            clear_untrusted_proxy_headers=True,
+        )
         self._thread = threading.Thread(target=self._server.run, name="api", daemon=True)
-
-    @property
-    def port(self) -> int:
-        """Give the port that is listened on."""
-        return int(self._server.effective_port)
 
     def start(self) -> None:
         """Begin to answer."""
         self._thread.start()
 
-    def stop(self, *, timeout_s: float = 5.0) -> None:
+    def stop(self, *, timeout_s: float = 3.0) -> None:
         """Stop answering; requests in progress are cut off after `timeout_s`."""
         self._server.task_dispatcher.shutdown(timeout=timeout_s)
-        self._server.close()
+        # The loop ends when its last connection is gone; only its own thread may close them.
+        self._server.trigger.pull_trigger(self._close_all)
         self._thread.join(timeout=timeout_s)
+
+    def _close_all(self) -> None:
+        wasyncore.close_all(self._server._map, ignore_all=True)
 
 
 def _check_json() -> None:
