@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,12 +15,38 @@ _BLOCK_TOKENS = 64
 """A cache grows by doubling, but never by less than this."""
 
 
-class OutOfMemory(WorkersError):
+class CacheError(WorkersError):
+    """A sequence cannot be taken further on this node; `code` is for programs."""
+
+    code = "cache"
+
+
+class OutOfMemory(CacheError):
     """What was asked for does not fit what the node may hold; the text has the figures."""
 
+    code = "out-of-memory"
 
-class ContextExceeded(WorkersError):
+
+class ContextExceeded(CacheError):
     """A sequence is longer than the deployment's context."""
+
+    code = "context-exceeded"
+
+
+class MissingRows(CacheError):
+    """Rows arrive that stand further on than what is cached."""
+
+    code = "missing-rows"
+
+
+class Budget(Protocol):
+    """Where a cache takes its bytes from."""
+
+    def reserve(self, size_bytes: int, purpose: str) -> None:
+        """Take bytes, or raise OutOfMemory and take none."""
+
+    def release(self, size_bytes: int) -> None:
+        """Give bytes back."""
 
 
 class MemoryBudget:
@@ -51,6 +78,42 @@ class MemoryBudget:
             self._used_bytes -= size_bytes
 
 
+class SequenceReserve:
+    """A part of a budget kept free for caches, so that one sequence of full length always fits.
+
+    Takes from the budget whichever is more: what was set aside, or what the caches use.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._set_aside_bytes = 0
+        self._used_bytes = 0
+        self._lock = threading.Lock()
+
+    def set_aside(self, size_bytes: int, purpose: str) -> None:
+        """Keep this many bytes for caches from now on; raises OutOfMemory and changes nothing."""
+        with self._lock:
+            self._move(size_bytes, self._used_bytes, purpose)
+
+    def reserve(self, size_bytes: int, purpose: str) -> None:
+        """Take bytes for a cache, of those set aside first; raises OutOfMemory and takes none."""
+        with self._lock:
+            self._move(self._set_aside_bytes, self._used_bytes + size_bytes, purpose)
+
+    def release(self, size_bytes: int) -> None:
+        """Give a cache's bytes back."""
+        with self._lock:
+            self._move(self._set_aside_bytes, self._used_bytes - size_bytes, "less")
+
+    def _move(self, set_aside_bytes: int, used_bytes: int, purpose: str) -> None:
+        more = max(set_aside_bytes, used_bytes) - max(self._set_aside_bytes, self._used_bytes)
+        if more > 0:
+            self._budget.reserve(more, purpose)
+        else:
+            self._budget.release(-more)
+        self._set_aside_bytes, self._used_bytes = set_aside_bytes, used_bytes
+
+
 class KvCache:
     """Keys and values of one sequence in layers [first_layer, end_layer), fp32.
 
@@ -65,7 +128,7 @@ class KvCache:
         first_layer: int,
         end_layer: int,
         limit_tokens: int,
-        budget: MemoryBudget | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self._config = config
         self._layers = range(first_layer, end_layer)
@@ -83,6 +146,12 @@ class KvCache:
     def size_bytes(self) -> int:
         """Bytes taken from the budget."""
         return self._size_bytes(self._rows.shape[4])
+
+    def go_to(self, position: int) -> None:
+        """Forget the rows from `position` on; raises MissingRows if the cache does not reach so far."""
+        if position > self.tokens:
+            raise MissingRows(f"rows from {position} on arrive, but only {self.tokens} are cached")
+        self._filled = [position] * len(self._layers)
 
     def make_room(self, tokens: int) -> None:
         """Allocate for `tokens` more rows now, so that `extend` cannot fail halfway through the layers.

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from workers.errors import ModelError
 from workers.kv_cache import KvCache
-from workers.models.errors import ModelError
 from workers.models.llama import Llama, greedy
 from workers.models.loader import load
 from workers.models.tokenizer import Tokenizer

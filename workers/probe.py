@@ -1,0 +1,57 @@
+"""Measure what one layer of a model takes on this device, pacing included."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+
+import torch
+
+from workers.device import Pacer, forward_s
+from workers.kv_cache import KvCache, MemoryBudget, cache_bytes
+from workers.models.config import F32_BYTES, LlamaConfig
+from workers.models.llama import Llama
+
+DECODE_RUNS = 7
+PREFILL_ROWS = 64
+
+
+def probe_layer(
+    config: LlamaConfig, pacer: Pacer, budget: MemoryBudget, *, ending: threading.Event
+) -> dict[str, float]:
+    """Return `decode_s`, one token through one layer (median), and `prefill_s_per_token`, in seconds.
+
+    The layer has random parameters: the time does not depend on them.
+
+    Raises:
+        OutOfMemory: one layer and a short cache do not fit what the node may hold now.
+    """
+    rows = min(PREFILL_ROWS, config.context_tokens - DECODE_RUNS - 1)
+    size_bytes = config.layer_parameters * F32_BYTES + cache_bytes(
+        config, layers=1, tokens=rows + DECODE_RUNS + 1
+    )
+    budget.reserve(size_bytes, "measuring one layer")
+    try:
+        layer = Llama(config, first_layer=0, end_layer=1, head=False)
+        cache = KvCache(config, first_layer=0, end_layer=1, limit_tokens=rows + DECODE_RUNS + 1)
+        _timed_s(layer, cache, pacer, rows, ending)  # the first run is slow for reasons of its own
+        cache.go_to(0)
+        prefill_s = _timed_s(layer, cache, pacer, rows, ending)
+        decodes_s = [_timed_s(layer, cache, pacer, 1, ending) for _ in range(DECODE_RUNS)]
+    finally:
+        budget.release(size_bytes)
+    return {"decode_s": statistics.median(decodes_s), "prefill_s_per_token": prefill_s / rows}
+
+
+def _timed_s(layer: Llama, cache: KvCache, pacer: Pacer, rows: int, ending: threading.Event) -> float:
+    """Run rows through the layer and return the seconds the device took."""
+    config = layer.config
+    x = torch.randn(1, rows, config.hidden_size)
+    span = pacer.begin()
+    try:
+        with torch.inference_mode():
+            layer.run_layers(x, position=cache.tokens, cache=cache)
+        modelled_s = forward_s(pacer.profile, parameters=config.layer_parameters, layers=1, rows=rows)
+        return span.finish(modelled_s, interrupt=ending).elapsed_s
+    finally:
+        span.abandon()
