@@ -74,7 +74,7 @@ def blueprint(services: Services) -> APIBlueprint:
 
 def _shown(services: Services, record: Record) -> Json:
     live = services.deployments.describe(record.id) if record.id in services.deployments.live() else {}
-    return {**record_json(record), **live}
+    return {**record_json(record), **record.summary, **live}
 
 
 def _deployment(services: Services, deployment: str) -> Record:

@@ -344,7 +344,7 @@ class JobRun:
         self._end("completed", "all epochs are done and all nodes hold the final model", {
             **_json(summary),
             "model": f"job:{self._job}",
-            "folder": str(folder),
+            "model_folder": str(folder),
             "digest": self._models.digest(parameters),
             "held_out_tokens": len(self._split.held_out),
             "tokens_per_node": len(next(iter(self._split.partitions.values()))),
@@ -373,7 +373,14 @@ class JobRun:
     def _end(self, state: str, reason: str, summary: Json | None = None) -> None:
         self._ended = True
         with self._bytes_lock:
-            figures = {**(summary or {}), "bytes": dict(self._bytes)}
+            figures = {
+                **(summary or {}),
+                "sent_bytes": sum(n for name, n in self._bytes.items() if name.endswith("_sent_bytes")),
+                "received_bytes": sum(
+                    n for name, n in self._bytes.items() if name.endswith("_received_bytes")
+                ),
+                "bytes": dict(self._bytes),
+            }
         self._store.update(
             self._job, state=state, reason=reason, ended_at=self._clock.unix_s(), summary=figures
         )

@@ -306,6 +306,6 @@ class SplitDeployments:
 
 def _refusal(error: WorkerRefused) -> Exception:
     """Turn the head's refusal of a request into what the client is told."""
-    if error.code in ("too-long", "context", "bad-request", "bad-fields", "bad-prompt"):
+    if error.code in ("context-exceeded", "bad-field", "bad-tensor"):
         return InvalidRequest(str(error), field="prompt")
     return Unavailable(str(error))

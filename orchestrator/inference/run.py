@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from orchestrator.core.errors import CoreError
+from orchestrator.core.cost import Problem
+from orchestrator.core.cost_tables import evaluate
+from orchestrator.core.errors import CoreError, Infeasible
 from orchestrator.core.jsonable import to_json
 from orchestrator.core.model import NodeState, Placement, Shard
 from orchestrator.errors import OrchestratorError, WorkerError
@@ -78,6 +80,7 @@ class DeploymentRun:
         self._reason = ""
         self._epoch: int | None = None
         self._placement: Placement | None = None
+        self._history: list[Json] = []
         self._shards: dict[tuple[int, str], Shard] = {}
         self._memory: dict[tuple[int, str], int] = {}
         self._model: Model | None = None
@@ -144,9 +147,11 @@ class DeploymentRun:
         """Give what is worth showing of the live deployment."""
         with self._lock:
             placement, epoch, state, reason = self._placement, self._epoch, self._state, self._reason
+            placements = list(self._history)
         described: Json = {"state": state, "reason": reason, "route_epoch": epoch, "placement": None}
         if placement is not None:
             described["placement"] = placement_json(placement)
+        described["placements"] = placements
         described["running_requests"] = self._generations.running(self.deployment)
         if self._model is not None:
             described["layers"] = self._model.layers
@@ -312,9 +317,39 @@ class DeploymentRun:
                 self._memory.pop(key, None)
 
     def _announce(self, instruction: m.Announce) -> None:
+        placement, epoch = instruction.placement, instruction.epoch
         with self._lock:
-            self._epoch, self._placement = instruction.epoch, instruction.placement
+            fresh = placement is not None and epoch != self._epoch
+            self._epoch, self._placement = epoch, placement
+        if fresh and placement is not None:
+            served = {
+                "epoch": epoch,
+                "at": self._clock.unix_s(),
+                "reason": instruction.reason,
+                "latency_s": self._expected_s(placement),
+                **placement_json(placement),
+            }
+            with self._lock:
+                self._history.append(served)
         self._note(instruction.state, instruction.reason)
+
+    def _expected_s(self, placement: Placement) -> float | None:
+        """Predict the time of one token on a route from what is measured now; None if it cannot be."""
+        assert self.spec is not None
+        assert self._model is not None
+        problem = Problem(
+            model=self.spec.model,
+            nodes=self._states(self._model),
+            network=self._northbound.network(),
+            weights=self.spec.weights,
+            workload=self.spec.workload,
+            min_nodes=self.spec.min_nodes,
+        )
+        try:
+            return evaluate(problem, placement).token_s
+        except Infeasible as error:
+            log.info("deployment %s: no expected latency: %s", self.deployment, error)
+            return None
 
     def _note(self, state: str, reason: str) -> None:
         with self._lock:
@@ -339,4 +374,4 @@ def placement_json(placement: Placement) -> Json:
 
 
 def _summary(described: Json) -> Json:
-    return {name: described[name] for name in ("route_epoch", "placement")}
+    return {name: described[name] for name in ("route_epoch", "placement", "placements")}

@@ -88,7 +88,7 @@ def test_the_events_of_a_finished_job_are_streamed_and_end(system, job):
 
 
 def test_the_tuned_model_is_a_folder_that_loads(job):
-    assert load(job["summary"]["folder"]).config.layers == 6
+    assert load(job["summary"]["model_folder"]).config.layers == 6
 
 
 def test_a_cancelled_job_ends_and_leaves_the_nodes_free(system, job):
@@ -131,7 +131,7 @@ def test_a_deployment_is_split_with_its_head_on_a_trusted_node(deployment):
 
 def test_the_split_model_gives_the_tokens_of_the_unsplit_one(system, job, deployment):
     answer = completion(system, deployment["id"], 24)
-    tokens, _ = generate(job["summary"]["folder"], PROMPT, 24)
+    tokens, _ = generate(job["summary"]["model_folder"], PROMPT, 24)
     assert answer["utopia"]["tokens"] == tokens
     assert answer["usage"]["prompt_tokens"] == len(PROMPT)
 
@@ -155,7 +155,7 @@ def test_generation_goes_on_with_the_same_tokens_when_a_stage_is_killed(system, 
     address = f"/api/v1/deployments/{deployment['id']}"
     placement = system.get(address)["placement"]
     victim = next(stage["node"] for stage in placement["stages"] if stage["node"] != placement["head"])
-    expected, _ = generate(job["summary"]["folder"], PROMPT, 200)
+    expected, _ = generate(job["summary"]["model_folder"], PROMPT, 200)
     body = {"model": deployment["id"], "prompt": PROMPT, "max_tokens": 200, "stream": True}
     begun, tokens, epochs, ends = threading.Event(), [], [], []
 
