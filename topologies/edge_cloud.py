@@ -1,4 +1,4 @@
-"""Build the `edge_cloud` network in Mininet: edge hosts behind gateways, a redundant core (Pekel 2025, Fig. 1).
+"""Build `edge_cloud` in Mininet: edge hosts behind gateways, a redundant core (Pekel 2025, Fig. 1).
 
 By hand, with its links impaired as in a scenario:
 
@@ -155,7 +155,7 @@ def interface_name(prefix: str, node: str, port: int) -> str:
 def _by_hand(
     hosts: int = 12, domains: int = 3, cores: int = 2, setup: int = 1, seed: int = 7, prefix: str = "mn"
 ) -> tuple[NetworkSpec, Wiring]:
-    """Make what `mn` needs: a scenario from a few words, left-overs swept, an open wiring that ends with `mn`."""
+    """Make what `mn` needs: a spec from a few words, and an open wiring that ends with `mn`."""
     scenario = parse(
         {
             "name": "by-hand",

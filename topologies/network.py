@@ -13,9 +13,10 @@ from mininet.log import setLogLevel
 from mininet.net import Mininet
 from mininet.node import RemoteController
 
-from topologies import ovs, shell
+from topologies import ovs
 from topologies.edge_cloud import EdgeCloud
 from topologies.errors import TestbedError
+from topologies.processes import tail
 from topologies.specs import NetworkSpec
 from topologies.wiring import Wiring
 
@@ -63,20 +64,14 @@ class Network(Mininet):  # type: ignore[misc]
         return {f"node {node.name}": node.pid for node in (*self.hosts, *self.switches, *self.controllers)}
 
     def _check_bridges(self) -> None:
-        have = set(ovs.bridges(self.spec.prefix))
-        missing = [switch.name for switch in self.switches if switch.name not in have]
-        if missing:
-            raise TestbedError(f"Open vSwitch did not make {', '.join(missing)}; see /var/log/openvswitch")
-        lines = shell.run(
-            ["ovs-vsctl", "--format=csv", "--no-headings", "--columns=name,error", "list", "Interface"]
-        )
-        broken = [
-            line
-            for line in lines.splitlines()
-            if line.startswith(f"{self.spec.prefix}-") and ",[]" not in line
-        ]
-        if broken:
-            raise TestbedError(f"Open vSwitch cannot use these interfaces: {'; '.join(broken)}")
+        wanted = {switch.name for switch in self.switches}
+        wanted |= {str(port) for switch in self.switches for port in switch.ports if switch.ports[port]}
+        trouble = ovs.broken_ports(wanted)
+        if trouble:
+            raise TestbedError(
+                f"Open vSwitch did not take up {trouble[0]} ({len(trouble)} of {len(wanted)} ports and "
+                f"bridges are missing); {ovs.LOG} says why; it ends:\n{tail(ovs.LOG, lines=5)}"
+            )
 
     def stop(self) -> None:
         """Remove all: bridges first, so that Open vSwitch does not see its ports vanish."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 import socket
@@ -15,12 +16,14 @@ from topologies.errors import CommandError, TopologyError
 
 log = logging.getLogger(__name__)
 
+LOG = Path("/var/log/openvswitch/ovs-vswitchd.log")
 _LOCK = Path("/run/utopia/openvswitch.lock")
 _SCRIPTS = (
     Path("/usr/share/openvswitch/scripts/ovs-ctl"),
     Path("/usr/local/share/openvswitch/scripts/ovs-ctl"),
     Path("/usr/lib/openvswitch/scripts/ovs-ctl"),
 )
+_PORT_COLUMNS = "--columns=name,ofport,error"
 _FAMILY = b"ovs_datapath\0"
 
 
@@ -58,7 +61,7 @@ def ensure_running() -> bool:
 
 
 def has_kernel_datapath() -> bool:
-    """Ask the kernel for the generic netlink family of Open vSwitch's datapath (it loads the module if any)."""
+    """Ask the kernel for the netlink family of Open vSwitch's datapath (it loads the module if any)."""
     attribute = struct.pack("=HH", 4 + len(_FAMILY), 2) + _FAMILY + bytes(-len(_FAMILY) % 4)
     body = struct.pack("=BBH", 3, 1, 0) + attribute
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 16) as netlink:
@@ -91,6 +94,20 @@ def bridges(prefix: str) -> list[str]:
     """List the bridges whose names begin with `<prefix>-`."""
     listed = shell.run(["ovs-vsctl", "--timeout=5", "list-br"]).split()
     return [name for name in listed if name.startswith(f"{prefix}-")]
+
+
+def broken_ports(wanted: set[str]) -> list[str]:
+    """Return those of the `wanted` ports and bridges that Open vSwitch does not run, with its reason."""
+    document = json.loads(
+        shell.run(["ovs-vsctl", "--timeout=5", "--format=json", _PORT_COLUMNS, "list", "Interface"])
+    )
+    found = {name: (number, error) for name, number, error in document["data"]}
+    broken = []
+    for name in sorted(wanted):
+        number, error = found.get(name, (None, "it is not in the database"))
+        if not isinstance(number, int) or number < 1:
+            broken.append(f"{name}: {error}" if isinstance(error, str) else name)
+    return broken
 
 
 def delete_bridges(names: Sequence[str]) -> None:

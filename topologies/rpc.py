@@ -139,7 +139,7 @@ class Server:
             request = json.loads(line)
             if not isinstance(request, dict):
                 raise ValueError("a request is a JSON object")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             reply({"error": f"not a request: {error}"})
             return
         try:

@@ -28,7 +28,7 @@ PEKEL_TABLE_I: dict[int, tuple[float, float, float]] = {
     2: (7.5e6, 0.0785, 0.01),
     3: (21e6, 0.019, 0.01),
 }
-"""Means of bandwidth (bit/s), one-way delay (s) and loss ratio, end to end, exponential (Pekel 2025, Table I)."""
+"""Means of bandwidth (bit/s), one-way delay (s) and loss ratio, end to end (Pekel 2025, Table I)."""
 
 
 class SwitchRole(StrEnum):
@@ -226,9 +226,9 @@ def network_spec(scenario: Scenario) -> NetworkSpec:
 def access_impairment(links: Links, *, seed: int, host_number: int) -> Impairment:
     """Draw what one host's access link does to packets, in both directions.
 
-    Bandwidth, delay and loss between orchestrator and edge host are exponential (Pekel 2025, Table I), clipped
-    to the floors and the ceiling in `links`. The access link carries all of bandwidth and loss, and the part
-    of the delay that the two core links on the shortest path do not.
+    Bandwidth, delay and loss between orchestrator and edge host are exponential (Pekel 2025, Table I),
+    clipped to the floors and the ceiling in `links`. The access link carries all of bandwidth and loss, and
+    the part of the delay that the two core links on the shortest path do not.
     """
     rate_mean, delay_mean, loss_mean = PEKEL_TABLE_I[links.setup]
     stream = np.random.default_rng([seed, _LINK_STREAM, host_number])
@@ -243,7 +243,7 @@ def access_impairment(links: Links, *, seed: int, host_number: int) -> Impairmen
 
 
 def device(devices: Devices, *, seed: int, host_number: int) -> Device:
-    """Draw the device of one host: power is normal(mean, std), clipped at power_min (Pekel 2025, section IV)."""
+    """Draw a host's device: power is normal(mean, std), clipped at power_min (Pekel 2025, section IV)."""
     stream = np.random.default_rng([seed, _DEVICE_STREAM, host_number])
     power = max(float(stream.normal(devices.power_mean, devices.power_std)), devices.power_min)
     return Device(

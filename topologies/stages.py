@@ -67,7 +67,9 @@ class Component:
             if status is not None:
                 raise TestbedError(f"{self.name} ended with status {status}; {self.log_end()}")
             if time.monotonic() > deadline_s:
-                raise TestbedError(f"{self.name}: {what} not within {timeout_s:g} s; {self.log_end()}")
+                raise TestbedError(
+                    f"{self.name}: waited {timeout_s:g} s in vain for {what}; {self.log_end()}"
+                )
             time.sleep(_POLL_S)
 
     def log_end(self) -> str:
@@ -112,7 +114,7 @@ def start_controller(scenario: Scenario, journal: Journal) -> Component:
     controller = Component("controller", command, journal)
     url = f"{northbound_url(scenario)}/healthz"
     controller.wait_until(
-        lambda: http_json("GET", url)[0] == 200, timeout_s=CONTROLLER_TIMEOUT_S, what=f"{url} did not answer"
+        lambda: http_json("GET", url)[0] == 200, timeout_s=CONTROLLER_TIMEOUT_S, what=f"{url} to answer"
     )
     return controller
 
@@ -126,7 +128,7 @@ def wait_for_switches(controller: Component, scenario: Scenario, spec: NetworkSp
         status, answer = http_json("GET", url)
         return status == 200 and answer["switches"] >= wanted
 
-    controller.wait_until(connected, timeout_s=SWITCHES_TIMEOUT_S, what=f"{wanted} switches did not connect")
+    controller.wait_until(connected, timeout_s=SWITCHES_TIMEOUT_S, what=f"{wanted} switches to connect")
 
 
 class Capacities:
@@ -207,7 +209,9 @@ def start_orchestrator(scenario: Scenario, spec: NetworkSpec, netns: str, journa
     orchestrator = Component("orchestrator", command, journal)
     url = f"{api_url(scenario)}/readyz"
     orchestrator.wait_until(
-        lambda: http_json("GET", url)[0] == 200, timeout_s=ORCHESTRATOR_TIMEOUT_S, what=f"{url} was not ready"
+        lambda: http_json("GET", url)[0] == 200,
+        timeout_s=ORCHESTRATOR_TIMEOUT_S,
+        what=f"{url} to say that it is ready",
     )
     return orchestrator
 
@@ -241,7 +245,7 @@ class Workers:
         Raises:
             TestbedError: a worker ended or did not enrol in time; the text names it and ends with its log.
         """
-        self.zygote.wait_until(self._answers, timeout_s=ZYGOTE_TIMEOUT_S, what="it did not listen")
+        self.zygote.wait_until(self._answers, timeout_s=ZYGOTE_TIMEOUT_S, what=f"an answer at {self._socket}")
         for host in self._spec.hosts:
             self._spawn(host.name, netns(host.name))
         self._journal.add_processes({f"worker {name}": item.pid for name, item in self.workers.items()})

@@ -179,7 +179,7 @@ def _remove_namespace(prefix: str) -> list[str]:
 
 
 def _remove_interfaces(prefix: str) -> list[str]:
-    """Remove switch ports that are left; those whose other end was in the namespace go with it, a bit later."""
+    """Remove switch ports that are left; most go with the namespace of their other ends, a bit later."""
     names = [name for name in interfaces() if _is_ours(prefix, name)]
     removed = []
     for name in names:

@@ -89,6 +89,8 @@ class Supervisor:
         if "workers" in self._wanted:
             self._start_workers()
         self._journal.set_status(self.status().to_json())
+        self._server = Server(self._journal.directory / "testbed.sock", self._handle)
+        self._undo.callback(self._server.close)
 
     def _start_network(self, backend: str) -> None:
         scenario, spec = self._scenario, self._spec
@@ -119,7 +121,7 @@ class Supervisor:
         controller.wait_until(
             self._capacities.put_between_switches,
             timeout_s=stages.LINKS_TIMEOUT_S,
-            what="not all links between switches were discovered",
+            what="all links between switches",
         )
 
     def _start_workers(self) -> None:
@@ -140,14 +142,11 @@ class Supervisor:
 
     def serve(self) -> None:
         """Answer requests and watch the parts until told to stop."""
-        server = Server(self._journal.directory / "testbed.sock", self._handle)
-        try:
-            while not self._stopping:
-                readable, writable, _ = select.select(server.readers(), server.writers(), [], _TICK_S)
-                server.step(readable, writable)
-                self._watch()
-        finally:
-            server.close()
+        server = self._server
+        while not self._stopping:
+            readable, writable, _ = select.select(server.readers(), server.writers(), [], _TICK_S)
+            server.step(readable, writable)
+            self._watch()
 
     def request_stop(self, *_: object) -> None:
         """End `serve` soon; usable as a signal handler."""

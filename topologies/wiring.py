@@ -66,7 +66,7 @@ def choose_backend(wanted: str) -> str:
 
 
 class Wiring:
-    """All wires of one network. `open`, `add` and `lay` in turn, then `start_emulator`; `close` at any time."""
+    """All wires of one network: `open`, `add` and `lay`, then `start_emulator`; `close` at any time."""
 
     def __init__(self, prefix: str, *, backend: str, seed: int, state_dir: Path, record: Record) -> None:
         self.backend = backend
@@ -187,7 +187,7 @@ class Wiring:
             self._wait_for_removal()
 
     def _wait_for_removal(self) -> None:
-        """Wait for the switch ports to vanish: the kernel takes a namespace apart after `del` has returned."""
+        """Wait for the switch ports to vanish: the kernel takes namespaces apart after `del` has returned."""
         deadline_s = time.monotonic() + _REMOVAL_TIMEOUT_S
         while time.monotonic() < deadline_s:
             if not any(Path("/sys/class/net", end).exists() for end in self._ends_here):

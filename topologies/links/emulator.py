@@ -1,7 +1,7 @@
-"""Run one network's links: `python -m topologies.links.emulator --plan FILE --socket FILE` in the wires' namespace.
+"""Run one network's links: `python -m topologies.links.emulator --plan FILE --socket FILE`.
 
-One process, one thread. It changes links while packets flow, and tells how well it keeps up. Requests
-(topologies/rpc.py):
+Runs in the wires' namespace, as one process with one thread. It changes links while packets flow, and tells
+how well it keeps up. Requests (topologies/rpc.py):
 
     {"call": "set", "direction": "h1-g1", "impairment": {"delay_s": 0.1}}   the rest stays as it is
     {"call": "report"}

@@ -1,4 +1,4 @@
-"""Keep how late packets were delivered: since the start, and over a recent window. Pure; time is an argument."""
+"""Keep how late packets were delivered: since the start, and recently. Pure; time is an argument."""
 
 from __future__ import annotations
 

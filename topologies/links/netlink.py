@@ -189,7 +189,7 @@ def _verdict(kind: int, queue: int, verdict: int, packet: int) -> bytes:
 
 
 def overflows(text: str) -> dict[int, int]:
-    """Read /proc/net/netfilter/nfnetlink_queue: packets per queue that the kernel dropped for lack of room."""
+    """Read /proc/net/netfilter/nfnetlink_queue: packets per queue dropped by the kernel for lack of room."""
     found = {}
     for line in text.splitlines():
         fields = line.split()

@@ -57,7 +57,7 @@ class DelayLine:
 
 
 class DelayLines:
-    """All delay lines of the wires' namespace, on one kernel socket; call `step` when it is readable or due."""
+    """All delay lines of the wires' namespace, on one kernel socket; `wait` says when to call `step`."""
 
     def __init__(self, directions: Iterable[Direction], *, seed: int) -> None:
         self.socket = QueueSocket()
@@ -92,7 +92,7 @@ class DelayLines:
         return number in self._lines
 
     def wait(self) -> tuple[bool, float | None]:
-        """Return whether to wake up when packets come in, and how long to wait at most (None: as long as it takes).
+        """Return whether to wake up when packets come in, and how long to wait at most (None: forever).
 
         While packets are under way on lines that all delay long enough, what comes in can wait for the next
         look: the kernel has stamped it. That makes a few thousand wake-ups per second out of one per packet.

@@ -1,0 +1,243 @@
+"""The emulated network on this machine: what is configured is what packets meet, and all of it can be removed."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from scenarios.schema import parse
+from topologies import state, testbed
+from topologies.processes import identify
+from topologies.specs import network_spec
+
+PREFIX = "tpa"
+QUIET_RTT_EXCESS_S = 0.008
+"""What six wires and six passes through a userspace switch may add on a busy two-core machine."""
+
+pytestmark = [
+    pytest.mark.functional,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif(shutil.which("ovs-vsctl") is None, reason="needs Open vSwitch"),
+    pytest.mark.skipif(shutil.which("mnexec") is None, reason="needs Mininet's mnexec"),
+]
+
+
+def scenario():
+    return parse(
+        {
+            "name": "emulation",
+            "seed": 3,
+            "topology": {"hosts": 4, "domains": 2},
+            "devices": {"trusted": []},
+            "finetune": {"policies": ["all"]},
+            "network": {"prefix": PREFIX, "openflow_port": 6701, "northbound_port": 8101, "api_port": 8201},
+        },
+        source="test",
+    )
+
+
+def up(progress=lambda _text: None):
+    return testbed.up(scenario(), stages=("network",), progress=progress)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    testbed.down(PREFIX)
+    yield
+    testbed.down(PREFIX)
+    assert state.inventory(PREFIX) == []
+
+
+@pytest.fixture(scope="module")
+def spec():
+    return network_spec(scenario())
+
+
+@pytest.fixture
+def network(nothing_is_left, spec):
+    """Return the status of a network that forwards along the tree orch - c1 - gateway - host."""
+    status = up()
+    for bridge, flows in static_flows(spec).items():
+        subprocess.run(
+            ["ovs-ofctl", "-O", "OpenFlow13", "add-flows", bridge, "-"],
+            input="\n".join(flows), text=True, check=True,
+        )  # fmt: skip
+    return status
+
+
+def static_flows(spec):
+    flows = {f"{spec.prefix}-{switch.name}": [] for switch in spec.switches}
+
+    def forward(switch, ip, port, priority):
+        flows[f"{spec.prefix}-{switch}"] += [
+            f"priority={priority},ip,nw_dst={ip},actions=output:{port}",
+            f"priority={priority},arp,arp_tpa={ip},actions=output:{port}",
+        ]
+
+    forward("c1", spec.orch.ip, spec.link("orch-c1").b_port, 2)
+    for host in spec.hosts:
+        trunk = spec.link(f"{host.switch}-c1")
+        forward(host.switch, host.ip, spec.link(f"{host.name}-{host.switch}").b_port, 2)
+        forward("c1", host.ip, trunk.b_port, 2)
+        forward(host.switch, "198.18.0.0/15", trunk.a_port, 1)
+    return flows
+
+
+def inside(status, host, *command, timeout_s=60):
+    netns = next(item["netns"] for item in status.hosts if item["name"] == host)
+    done = subprocess.run(
+        ["nsenter", f"--net={netns}", "--", *command], capture_output=True, text=True, timeout=timeout_s
+    )
+    return done.stdout
+
+
+def ping(status, ip, *, count=20, interval_s=0.05):
+    """Return lowest RTT in seconds and the share that was lost."""
+    said = inside(status, "orch", "ping", "-q", "-c", str(count), "-i", str(interval_s), "-W", "2", ip)
+    lost = float(re.search(r"([\d.]+)% packet loss", said)[1]) / 100
+    lowest = re.search(r"= ([\d.]+)/", said)
+    return (float(lowest[1]) / 1e3 if lowest else None), lost
+
+
+def test_round_trips_take_what_the_links_are_configured_to_take(network, spec):
+    for host in spec.hosts:
+        configured_s = 2 * spec.end_to_end(host.name).delay_s
+        rtt_s, _ = ping(network, host.ip)
+        assert configured_s <= rtt_s <= configured_s + QUIET_RTT_EXCESS_S, host.name
+
+
+def test_a_link_is_degraded_and_restored_while_packets_are_under_way(network, spec):
+    host = spec.hosts[0]
+    client = testbed.Client(PREFIX)
+    ping(network, host.ip, count=3)
+    netns = next(item["netns"] for item in network.hosts if item["name"] == "orch")
+    with subprocess.Popen(
+        ["nsenter", f"--net={netns}", "ping", "-c", "40", "-i", "0.05", "-W", "3", host.ip],
+        stdout=subprocess.PIPE, text=True,
+    ) as pinging:  # fmt: skip
+        first = [pinging.stdout.readline() for _ in range(8)]
+        client.degrade("h1-g1", loss_ratio=0.0)
+        current = client.degrade("g1-h1", "g1>h1", delay_s=0.5)
+        rest = pinging.stdout.read()
+    assert current["a_to_b"]["delay_s"] != current["b_to_a"]["delay_s"] == 0.5
+    before_ms = [float(ms) for ms in re.findall(r"time=([\d.]+) ms", "".join(first))]
+    after_ms = [float(ms) for ms in re.findall(r"time=([\d.]+) ms", rest)]
+    added_ms = 500 - network_delay_ms(spec, "h1-g1")
+    assert max(after_ms) == pytest.approx(min(before_ms) + added_ms, abs=30)
+    assert len(before_ms) + len(after_ms) >= 38  # changing the link lost nothing; its own loss ratio may have
+    client.restore("h1-g1")
+    assert ping(network, host.ip)[0] < 2 * spec.end_to_end("h1").delay_s + QUIET_RTT_EXCESS_S
+    link = next(item for item in client.status().links if item["name"] == "h1-g1")
+    assert link["current"] == link["configured"]
+
+
+def network_delay_ms(spec, link):
+    return spec.link(link).a_to_b.delay_s * 1e3
+
+
+def test_loss_is_as_configured_per_direction(network, spec):
+    client = testbed.Client(PREFIX)
+    client.degrade("h2-g2", "g2>h2", loss_ratio=0.1, delay_s=0.002)
+    client.degrade("h2-g2", "h2>g2", loss_ratio=0.0, delay_s=0.002)
+    _, lost = ping(network, spec.hosts[1].ip, count=1000, interval_s=0.005)
+    assert 0.065 <= lost <= 0.14  # four standard deviations around 0.1
+
+
+@pytest.mark.skipif(shutil.which("iperf3") is None, reason="needs iperf3")
+@pytest.mark.parametrize("rate_bps", [2e6, 20e6, 50e6])
+def test_goodput_is_the_configured_rate_less_headers(network, spec, rate_bps):
+    testbed.Client(PREFIX).degrade("h1-g1", rate_bps=rate_bps, delay_s=0.01, loss_ratio=0.0)
+    netns = next(item["netns"] for item in network.hosts if item["name"] == "h1")
+    serving = subprocess.Popen(
+        ["nsenter", f"--net={netns}", "iperf3", "-s", "--forceflush"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        while "listening" not in serving.stdout.readline():
+            assert serving.poll() is None
+        said = inside(network, "orch", "iperf3", "-c", spec.hosts[0].ip, "-t", "4", "-O", "1", "-J")
+    finally:
+        serving.kill()
+        serving.wait()
+    goodput_bps = json.loads(said)["end"]["sum_received"]["bits_per_second"]
+    assert 0.86 * rate_bps <= goodput_bps <= rate_bps
+
+
+def test_the_emulator_tells_how_late_it_was(network, spec):
+    ping(network, spec.hosts[0].ip)
+    report = testbed.Client(PREFIX).emulation()
+    assert report["packets"] >= 6 * 20
+    assert 0 <= report["lateness_p50_s"] <= report["lateness_p99_s"] <= report["lateness_max_s"]
+    assert report["overflow_packets"] == 0
+    assert isinstance(report["kept_up"], bool)
+
+
+def test_hosts_have_no_ipv6_and_see_only_the_data_network(network):
+    addresses = inside(network, "h1", "ip", "-br", "address")
+    assert "198.18.1.1/15" in addresses
+    assert ":" not in re.sub(r"(@\w+)|(if\d+)", "", addresses).replace("02:", "")
+    assert "default" not in inside(network, "h1", "ip", "route")
+
+
+def test_a_second_up_says_that_it_is_up(network):
+    with pytest.raises(testbed.AlreadyUp) as caught:
+        up()
+    assert caught.value.status.pids == network.pids
+
+
+@pytest.mark.parametrize("victims", [("supervisor",), ("emulator",), ("supervisor", "emulator")])
+def test_down_removes_everything_after_a_crash(network, victims):
+    for name in victims:
+        os.kill(network.pids[name], signal.SIGKILL)
+    assert testbed.down(PREFIX) != []
+    assert state.inventory(PREFIX) == []
+    deadline_s = time.monotonic() + 5
+    while alive := [name for name, pid in network.pids.items() if identify(name, pid)]:
+        assert time.monotonic() < deadline_s, alive
+        time.sleep(0.05)
+
+
+def test_up_sweeps_what_a_crashed_run_left(network):
+    os.kill(network.pids["supervisor"], signal.SIGKILL)
+    while testbed.status(PREFIX) is not None:
+        time.sleep(0.02)
+    told = []
+    assert up(told.append).pids["supervisor"] != network.pids["supervisor"]
+    assert any("earlier run" in line for line in told)
+
+
+def test_a_dead_emulator_shows_in_the_status(network):
+    os.kill(network.pids["emulator"], signal.SIGKILL)
+    deadline_s = time.monotonic() + 10
+    while not (trouble := testbed.Client(PREFIX).status().trouble):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    assert "emulator ended with status -9" in trouble[0]
+
+
+def test_others_bridges_are_left_alone(network):
+    other = f"{PREFIX}-mine"
+    subprocess.run(
+        ["ovs-vsctl", "add-br", other, "--", "set", "bridge", other, "datapath_type=netdev"], check=True
+    )
+    try:
+        testbed.down(PREFIX)
+        assert other in subprocess.run(["ovs-vsctl", "list-br"], capture_output=True, text=True).stdout
+    finally:
+        subprocess.run(["ovs-vsctl", "del-br", other], check=True)
+
+
+@pytest.mark.skipif(shutil.which("iperf3") is None, reason="needs iperf3")
+def test_mn_can_use_the_topology_by_itself():
+    """`mn --custom` brings up impaired links and leaves nothing behind."""
+    command = [
+        "mn", "--custom", "topologies/edge_cloud.py", "--topo", "edge_cloud,hosts=2,domains=1,prefix=tpa",
+        "--controller", "remote,port=6701", "--test", "none",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "completed in" in done.stderr
