@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 CLONE_NEWNET = 0x40000000
 PR_SET_PDEATHSIG = 1
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 MAX_LINE_BYTES = 1 << 20
 STOP_PATIENCE_S = 5.0
 SEND_TIMEOUT_S = 5.0
@@ -73,7 +74,7 @@ class Zygote:
         self._signal_writer = writer
         self._selector.register(self._signals, selectors.EVENT_READ)
         signal.set_wakeup_fd(writer.fileno())
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ENDING_SIGNALS:
             signal.signal(number, self._on_signal)
 
     def run(self) -> None:
@@ -148,6 +149,9 @@ class Zygote:
             log_fd = _opened(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, "log", stack)
             netns_fd = None if netns is None else _opened(netns, os.O_RDONLY, "netns", stack)
             parent = os.getpid()
+            # Held back over the fork: a child that still had the zygote's handlers would swallow its end.
+            signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+            stack.callback(signal.pthread_sigmask, signal.SIG_UNBLOCK, ENDING_SIGNALS)
             pid = os.fork()
             if pid == 0:
                 self._become_worker(config, netns_fd=netns_fd, log_fd=log_fd, parent=parent)
@@ -186,8 +190,9 @@ class Zygote:
 
     def _forget_zygote(self) -> None:
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ENDING_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
         # Only closed, never unregistered: the child shares the parent's epoll object.
         for key in list(self._selector.get_map().values()):
             assert isinstance(key.fileobj, socket.socket)
@@ -227,27 +232,36 @@ class Zygote:
 
 
 def _listen(path: Path) -> socket.socket:
-    """Listen on a Unix socket of mode 0600; one left over by a dead process is replaced."""
+    """Listen on a Unix socket of mode 0600; one left over by a dead process is replaced.
+
+    The file appears under its name when it can be connected to, not before.
+    """
+    _refuse_served(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.connect(str(path))
-        raise ConfigError(f"a zygote serves {path} already; stop it or give another path")
-    except ConnectionRefusedError:
-        path.unlink()
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise ConfigError(f"cannot use {path} as a socket: {error.strerror or error}") from error
+    making = path.with_name(path.name + ".new")
     before = os.umask(0o177)
     try:
-        sock.bind(str(path))
+        making.unlink(missing_ok=True)
+        sock.bind(str(making))
+        sock.listen(8)
+        making.rename(path)
     except OSError as error:
+        sock.close()
         raise ConfigError(f"cannot make the socket {path}: {error.strerror or error}") from error
     finally:
         os.umask(before)
-    sock.listen(8)
     return sock
+
+
+def _refuse_served(path: Path) -> None:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.connect(str(path))
+    except (ConnectionRefusedError, FileNotFoundError):
+        return
+    except OSError as error:
+        raise ConfigError(f"cannot use {path} as a socket: {error.strerror or error}") from error
+    raise ConfigError(f"a zygote serves {path} already; stop it or give another path")
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
