@@ -44,7 +44,7 @@ class ArpProxy:
             MalformedPacketError: it is no ARP packet.
         """
         packet = packets.parse_arp(frame)
-        self.counts["arp"] += 1
+        self.counts["packets"] += 1
         sender = None
         if self._is_believable(packet, frame):
             sender = self._network.host_seen(
@@ -79,7 +79,7 @@ class ArpProxy:
         if question is None:
             self._forget(now)
             if len(self._questions) >= MAX_QUESTIONS:
-                self.counts["arp_refused"] += 1
+                self.counts["refused"] += 1
                 return
             question = self._questions[wanted] = _Question(asked_at=0.0)
         if waiting is not None and len(question.waiting) < MAX_WAITING:

@@ -25,7 +25,7 @@ REALTIME_PRIORITY = 5
 
 def main() -> None:
     """Start Ryu with this process's arguments; exit with 1 and one clear line if it cannot start."""
-    _mend_eventlet()
+    mend_eventlet()
     from ryu.cmd import manager
 
     from ryu_apps import options
@@ -46,7 +46,7 @@ def main() -> None:
         sys.exit(1)
 
 
-def _mend_eventlet() -> None:
+def mend_eventlet() -> None:
     """Give eventlet.wsgi the name that Ryu imports and current versions no longer have."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

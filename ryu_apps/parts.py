@@ -1,0 +1,142 @@
+"""Put the controller's parts together, and hand every packet that arrives to the part it is for.
+
+The only place where the parts meet. Nothing here or in the parts needs Ryu's runtime: the clock and the way
+to sleep are passed in.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from ryu_apps import packets, probe
+from ryu_apps.arp import ArpProxy
+from ryu_apps.capacities import ConfiguredCapacities
+from ryu_apps.discovery import Network, dpid_text
+from ryu_apps.errors import MalformedPacketError
+from ryu_apps.events import EventStream
+from ryu_apps.forwarding import Forwarding
+from ryu_apps.metrics import Metrics
+from ryu_apps.monitor import Monitor
+from ryu_apps.options import Options
+from ryu_apps.probe import Kind
+from ryu_apps.prober import Prober
+from ryu_apps.signals import Signals
+from ryu_apps.trains import Trains
+from ryu_apps.views import Views
+from ryu_apps.watcher import Watcher
+
+LOG = logging.getLogger(__name__)
+
+
+class Parts:
+    """All parts of one controller."""
+
+    def __init__(
+        self,
+        options: Options,
+        *,
+        key: bytes,
+        clock: Callable[[], float],
+        sleep: Callable[[float], None],
+    ) -> None:
+        signals = Signals()
+        self.events = EventStream(signals, clock)
+        capacities = ConfiguredCapacities(options.capacities_file)
+        self.network = Network(signals)
+        self.prober = Prober(self.network, signals, options, key=key, clock=clock, sleep=sleep)
+        self.monitor = Monitor(self.network, signals, options, sleep=sleep)
+        self.trains = Trains(
+            self.network,
+            signals,
+            options,
+            prober=self.prober,
+            monitor=self.monitor,
+            key=key,
+            clock=clock,
+            sleep=sleep,
+            is_configured=capacities.has,
+        )
+        self.arp = ArpProxy(self.network, signals)
+        self.forwarding = Forwarding(
+            self.network, signals, prober=self.prober, arp=self.arp, clock=clock, sleep=sleep
+        )
+        self.views = Views(
+            network=self.network,
+            prober=self.prober,
+            monitor=self.monitor,
+            trains=self.trains,
+            forwarding=self.forwarding,
+            capacities=capacities,
+            clock=clock,
+        )
+        self.watcher = Watcher(
+            network=self.network,
+            signals=signals,
+            options=options,
+            prober=self.prober,
+            trains=self.trains,
+            arp=self.arp,
+            views=self.views,
+            clock=clock,
+            sleep=sleep,
+        )
+        self.metrics = Metrics(
+            network=self.network, monitor=self.monitor, views=self.views, counts=self.counts
+        )
+        self._malformed = 0
+
+    def loops(self) -> list[Callable[[], None]]:
+        """Return the loops that must run, each in a thread of its own."""
+        return [part.run for part in (self.prober, self.monitor, self.trains, self.forwarding, self.watcher)]
+
+    def counts(self) -> dict[str, float]:
+        """Return what was counted since the start, by name."""
+        return {
+            **{f"probes_{name}": value for name, value in self.prober.counts.items()},
+            **{f"forwarding_{name}": value for name, value in self.forwarding.counts.items()},
+            **{f"arp_{name}": value for name, value in self.arp.counts.items()},
+            "train_sent_bytes": self.trains.sent_bytes,
+            "malformed_packets": self._malformed,
+            "process_cpu_seconds": time.process_time(),
+        }
+
+    def packet_arrived(self, now: float, frame: bytes, dpid: int, port: int) -> None:
+        """Take a packet that a switch sent up; one that is malformed is counted and ignored."""
+        try:
+            self._take(now, frame, dpid, port)
+        except MalformedPacketError as error:
+            self._malformed += 1
+            LOG.debug("ignored a packet at %s: %s", dpid_text(dpid), error)
+
+    def _take(self, now: float, frame: bytes, dpid: int, port: int) -> None:
+        kind = packets.ethertype(frame)
+        if kind == packets.ETHERTYPE_ARP:
+            self.arp.arrived(now, frame, dpid, port)
+        elif kind == packets.ETHERTYPE_IPV4:
+            destination = frame[30:34]
+            if destination == probe.PROBE_IP:
+                self._take_probe(now, packets.parse_ipv4(frame), dpid, port)
+            elif destination == probe.VIRTUAL_IP:
+                self._take_echo(now, packets.parse_ipv4(frame), dpid, port)
+            else:
+                self.forwarding.packet_arrived(now, frame, dpid, port)
+
+    def _take_probe(self, now: float, packet: packets.Ipv4, dpid: int, port: int) -> None:
+        sent = self.prober.read(packets.udp_payload(packet))
+        if sent is None:
+            return
+        if sent.kind == Kind.LINK:
+            self.prober.link_probe_arrived(now, sent, dpid, port)
+        elif sent.kind == Kind.LINK_TRAIN and sent.dpid != dpid:
+            self.trains.arrived(now, sent)
+
+    def _take_echo(self, now: float, packet: packets.Ipv4, dpid: int, port: int) -> None:
+        sent = self.prober.read(packets.echo_payload(packet))
+        if sent is None:
+            return
+        if sent.kind == Kind.ECHO:
+            self.prober.echo_arrived(now, packets.ip_text(packet.source), sent, dpid, port)
+        elif sent.kind == Kind.ECHO_TRAIN and (sent.dpid, sent.port) == (dpid, port):
+            self.trains.arrived(now, sent)

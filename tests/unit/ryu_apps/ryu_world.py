@@ -1,0 +1,239 @@
+"""A controller without a network: its parts, with switches that are simulated down to their packets.
+
+Switches carry out flow rules and packet-outs, and answer barriers; hosts answer echo requests. Nothing runs
+by itself: tests move the clock and deliver what is under way.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ryu.ofproto import ofproto_v1_3, ofproto_v1_3_parser
+
+from ryu_apps import packets, probe
+from ryu_apps.discovery import Port, Switch
+from ryu_apps.options import Options
+from ryu_apps.parts import Parts
+
+KEY = bytes(range(32))
+START = 1_800_000_000.0
+OPTIONS = Options(
+    probe_rate=5.0,
+    echo_rate=8.0,
+    max_probe_rate=400.0,
+    poll_interval_s=1.0,
+    train_interval_s=20.0,
+    host_timeout_s=60.0,
+    capacities_file=None,
+)
+
+
+class _NoQueue:
+    """Stands for a queue that is always empty."""
+
+    def qsize(self) -> int:
+        return 0
+
+
+@dataclass(eq=False)
+class FakeSwitch:
+    """A switch: a rule table with exact pairs, ports that lead somewhere, a control channel."""
+
+    id: int
+    world: World
+    ofproto: Any = ofproto_v1_3
+    ofproto_parser: Any = ofproto_v1_3_parser
+    send_q: Any = field(default_factory=_NoQueue)
+    rules: dict[tuple[str, str], int] = field(default_factory=dict)
+    transactions: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    answers_barriers: bool = True
+
+    def set_xid(self, message: Any) -> None:
+        message.set_xid(next(self.transactions))
+
+    def send_msg(self, message: Any) -> None:
+        """Carry a message out at once; confirmations go to the world's mailbox."""
+        if isinstance(message, ofproto_v1_3_parser.OFPBarrierRequest):
+            if self.answers_barriers:
+                self.world.mail.append(
+                    lambda: self.world.parts.forwarding.barrier_arrived(self.id, message.xid)
+                )
+        elif isinstance(message, ofproto_v1_3_parser.OFPFlowMod):
+            self._change(message)
+
+    def _change(self, message: Any) -> None:
+        match = dict(message.match.items())
+        if message.command == ofproto_v1_3.OFPFC_DELETE:
+            self.rules.clear()
+        elif "ipv4_src" in match:
+            pair = match["ipv4_src"], match["ipv4_dst"]
+            if message.command == ofproto_v1_3.OFPFC_DELETE_STRICT:
+                self.rules.pop(pair, None)
+            else:
+                self.rules[pair] = message.instructions[0].actions[0].port
+                self.world.history.append((self.id, pair))
+
+    def send(self, data: bytes) -> bool:
+        """Carry out packed packet-outs."""
+        while data:
+            length, action_bytes = struct.unpack_from("!H", data, 2)[0], struct.unpack_from("!H", data, 16)[0]
+            actions, frame = data[24 : 24 + action_bytes], data[24 + action_bytes : length]
+            for start in range(0, action_bytes, 16):
+                self.world.out(self.id, struct.unpack_from("!I", actions, start + 4)[0], frame)
+            data = data[length:]
+        return True
+
+
+@dataclass(eq=False)
+class World:
+    """Switches 1 to 4 in a ring with a chord, ports by number of the neighbour, hosts at ports above 10."""
+
+    cables: set[frozenset[int]] = field(
+        default_factory=lambda: {frozenset(ends) for ends in ((1, 2), (2, 4), (1, 3), (3, 4))}
+    )
+    now: float = START
+    hosts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    macs: dict[str, bytes] = field(default_factory=dict)
+    received: list[tuple[str, bytes]] = field(default_factory=list)
+    history: list[tuple[int, tuple[str, str]]] = field(default_factory=list)
+    mail: deque[Any] = field(default_factory=deque)
+    switches: dict[int, FakeSwitch] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.parts = Parts(OPTIONS, key=KEY, clock=lambda: self.now, sleep=self._sleep)
+        for dpid in (1, 2, 3, 4):
+            self.join(dpid)
+
+    def _sleep(self, seconds: float) -> None:
+        raise AssertionError("no loop runs in these tests")
+
+    def join(self, dpid: int) -> None:
+        """Connect a switch."""
+        switch = self.switches[dpid] = FakeSwitch(id=dpid, world=self)
+        ends = [next(iter(cable - {dpid})) for cable in self.cables if dpid in cable]
+        ports = {
+            number: Port(number=number, name=f"s{dpid}.{number}", up=True, since=self.now)
+            for number in (*sorted(ends), 11, 12)
+        }
+        joined = Switch(dpid=dpid, name=f"s{dpid}", datapath=switch, connected_since=self.now, ports=ports)
+        self.parts.network.switch_joined(self.now, joined)
+
+    def host(self, ip: str, dpid: int, port: int) -> None:
+        """Attach a host that has not spoken yet."""
+        self.hosts[ip] = (dpid, port)
+        self.macs[ip] = b"\x02\0" + packets.ip_bytes(ip)
+
+    def advance(self, seconds: float, *, step_s: float = 0.01) -> None:
+        """Let time pass: send probes that are due, answer them after 5 ms of delay, repair routes."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now += step_s
+            queue = self.parts.prober._queue
+            while queue and queue[0][0] <= self.now:
+                self.parts.prober._send_next(self.now)
+            self._echo_switches()
+            self.deliver()
+            forwarding = self.parts.forwarding
+            if forwarding._refresh_at is not None and self.now >= forwarding._refresh_at:
+                forwarding._refresh_at = None
+                forwarding._refresh(improve=False)
+            if forwarding._improve_at is not None and self.now >= forwarding._improve_at:
+                forwarding._improve_at = None
+                forwarding._refresh(improve=True)
+            forwarding._expire(self.now)
+            self.parts.prober.drop_dead_links(self.now)
+            self.deliver()
+
+    def _echo_switches(self) -> None:
+        for dpid in self.switches:
+            data = struct.pack("!4sd", b"UTOE", self.now - 0.001)
+            self.parts.prober.switch_echo_arrived(self.now, dpid, data)
+
+    def deliver(self) -> None:
+        """Hand over everything that is under way, and what that causes."""
+        while self.mail:
+            self.mail.popleft()()
+
+    def out(self, dpid: int, port: int, frame: bytes) -> None:
+        """Carry a frame that leaves a switch."""
+        if frozenset((dpid, port)) in self.cables:
+            self.mail.append(lambda: self._enter(port, dpid, frame))
+            return
+        for ip, place in self.hosts.items():
+            if place == (dpid, port):
+                self.mail.append(lambda ip=ip: self._receive(ip, frame))
+
+    def _enter(self, dpid: int, port: int, frame: bytes) -> None:
+        """Let a frame enter a switch: measuring packets go up, the rest follows the rules."""
+        packet = packets.parse_ipv4(frame) if packets.ethertype(frame) == packets.ETHERTYPE_IPV4 else None
+        control = (probe.PROBE_IP, probe.VIRTUAL_IP)
+        if packet is not None and packet.destination not in control:
+            out_port = self.switches[dpid].rules.get(
+                (packets.ip_text(packet.source), packets.ip_text(packet.destination))
+            )
+            if out_port is not None:
+                self.out(dpid, out_port, frame)
+                return
+        arrived_at = self.now + 0.006 if packet is not None and packet.destination in control else self.now
+        self.parts.packet_arrived(arrived_at, frame, dpid, port)
+
+    def _receive(self, ip: str, frame: bytes) -> None:
+        self.received.append((ip, frame))
+        if packets.ethertype(frame) == packets.ETHERTYPE_ARP:
+            question = packets.parse_arp(frame)
+            if question.operation == packets.ARP_REQUEST and question.target_ip == packets.ip_bytes(ip):
+                self.say_arp(ip, packets.ip_text(question.sender_ip), packets.ARP_REPLY)
+            return
+        packet = packets.parse_ipv4(frame)
+        if packet.source == probe.VIRTUAL_IP and packet.payload[0] == packets.ICMP_ECHO_REQUEST:
+            reply = bytearray(frame)
+            reply[26:30], reply[30:34], reply[34] = frame[30:34], frame[26:30], packets.ICMP_ECHO_REPLY
+            self.send(ip, bytes(reply))
+
+    def send(self, ip: str, frame: bytes) -> None:
+        """Let a host send a frame into its switch."""
+        dpid, port = self.hosts[ip]
+        self.mail.append(lambda: self._enter(dpid, port, frame))
+
+    def say_arp(self, ip: str, wanted: str, operation: int = packets.ARP_REQUEST) -> None:
+        """Let a host ask for (or answer about) an address."""
+        self.send(
+            ip,
+            packets.build_arp(
+                operation=operation,
+                sender_mac=self.macs[ip],
+                sender_ip=packets.ip_bytes(ip),
+                target_mac=probe.VIRTUAL_MAC,
+                target_ip=packets.ip_bytes(wanted),
+            ),
+        )
+
+    def say(self, src: str, dst: str, payload: bytes = b"hello") -> None:
+        """Let a host send a datagram to another one."""
+        self.send(
+            src,
+            packets.build_udp(
+                source_mac=self.macs[src],
+                destination_mac=self.macs.get(dst, probe.PROBE_MAC),
+                source=packets.ip_bytes(src),
+                destination=packets.ip_bytes(dst),
+                port=9,
+                payload=payload,
+            ),
+        )
+
+    def datagrams(self, ip: str) -> list[bytes]:
+        """Return the payloads of the datagrams that a host received, and forget them."""
+        got = []
+        for at, frame in self.received:
+            if at == ip and packets.ethertype(frame) == packets.ETHERTYPE_IPV4:
+                packet = packets.parse_ipv4(frame)
+                if packet.protocol == packets.PROTOCOL_UDP and packet.destination != probe.PROBE_IP:
+                    got.append(packets.udp_payload(packet))
+        self.received.clear()
+        return got
