@@ -402,16 +402,14 @@ def _product_s(a: torch.Tensor, b: torch.Tensor) -> float:
 def work(config: WorkerConfig) -> int:
     """Run a worker in this process until it ends or is told to by SIGTERM or SIGINT; answers the exit code.
 
-    To be called in the main thread, before any other thread was started: the signals are taken by a thread
-    of their own, so that they never interrupt one that holds a lock.
+    To be called in the main thread.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     if threads := config.threads or (1 if config.emulated else None):
         torch.set_num_threads(threads)
     try:
         agent = Agent(config, make_profile(config))
         ended = threading.Event()
-        threading.Thread(target=_await_signal, args=(agent, ended), name="signals", daemon=True).start()
+        _stop_at_signals(agent, ended)
         agent.run()
         ended.set()
     except ConfigError as error:
@@ -433,13 +431,29 @@ def work(config: WorkerConfig) -> int:
     return 0
 
 
-def _await_signal(agent: Agent, ended: threading.Event) -> None:
-    number = signal.sigwait({signal.SIGTERM, signal.SIGINT})
-    logger.info("%s: stopping", signal.Signals(number).name)
-    agent.stop()
-    if not ended.wait(STOP_PATIENCE_S):
-        logger.warning("something does not end; leaving it")
-        leave(128 + number)
+def _stop_at_signals(agent: Agent, ended: threading.Event) -> None:
+    """Stop the agent at SIGTERM or SIGINT.
+
+    The handler does nothing, since it may interrupt a thread that holds a lock; the interpreter writes the
+    signal's number to a socket, and a thread of its own reads it there. Masks would not do: libraries
+    start threads when they are imported.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.fileno())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: None)
+
+    def wait() -> None:
+        with reader, writer:
+            number = reader.recv(1)[0]
+            logger.info("%s: stopping", signal.Signals(number).name)
+            agent.stop()
+            if not ended.wait(STOP_PATIENCE_S):
+                logger.warning("something does not end; leaving it")
+                leave(128 + number)
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()
 
 
 def leave(code: int) -> None:

@@ -440,9 +440,9 @@ def test_stopping_closes_the_parts(start: Callable[..., Worker], orchestrator: L
     assert worker.failure is None
 
 
-def run_process(orchestrator: LoopbackOrchestrator, state_dir: Path, **options: str) -> subprocess.Popen[str]:
+def run_process(served: LoopbackOrchestrator, state_dir: Path, **options: str) -> subprocess.Popen[str]:
     values = {
-        "orchestrator": f"127.0.0.1:{orchestrator.port}",
+        "orchestrator": f"127.0.0.1:{served.port}",
         "node": "h1",
         "listen": f"127.0.0.1:{free_port()}",
         "state-dir": str(state_dir),
