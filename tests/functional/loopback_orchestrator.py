@@ -64,6 +64,7 @@ class Loopback:
         self.url = f"http://127.0.0.1:{self.api_port}"
         self.session = requests.Session()
         self.processes: dict[str, subprocess.Popen] = {}
+        self.workers: dict[str, int] = {}
         self.addresses: dict[str, str] = {}
 
     def start_orchestrator(self) -> None:
@@ -86,19 +87,26 @@ class Loopback:
         token = self.post("/api/v1/enrolment-tokens", {"node": node, "trusted": trusted})["token"]
         address = f"127.0.0.{10 + int(node[1:])}"
         self.addresses[node] = address
-        self._spawn(
-            node, "-m", "workers.agent",
-            "--orchestrator", f"{DATA_ADDRESS}:{self.data_port}",
-            "--node", node,
-            "--listen", f"{address}:{free_port(7450, 7499)}",
-            "--state-dir", str(self.directory / node),
-            "--token", token,
-            "--compute-flops", str(flops),
-            "--layer-overhead-s", "0.0005",
-            "--memory-bytes", str(memory_bytes),
-            "--emulated",
-            "--pacing",
-        )  # fmt: skip
+        worker = {
+            "node": node,
+            "orchestrator": f"{DATA_ADDRESS}:{self.data_port}",
+            "listen": f"{address}:{free_port(7450, 7499)}",
+            "state_dir": str(self.directory / node),
+            "token": token,
+            "compute_flops": flops,
+            "layer_overhead_s": 0.0005,
+            "memory_bytes": memory_bytes,
+            "pacing": True,
+            "emulated": True,
+        }
+        log = str(self.directory / f"{node}.log")
+        call = {"call": "spawn", "node": node, "netns": None, "log": log, "worker": worker}
+        self.workers[node] = self._ask_zygote(call)["pid"]
+
+    def start_zygote(self) -> None:
+        """Start the process that workers are forked from: torch is imported once for all."""
+        self._spawn("zygote", "-m", "workers.zygote", "--socket", str(self.directory / "zygote.sock"))
+        self.wait(lambda: (self.directory / "zygote.sock").exists(), what="the zygote listens")
 
     def measure(self, slow: dict[str, float] | None = None) -> None:
         """Have the controller report paths between all; `slow` are delays of single nodes."""
@@ -130,18 +138,18 @@ class Loopback:
     def delete(self, address: str):
         return self._checked(self.session.delete(self.url + address, timeout=20))
 
-    def wait(self, condition, *, what: str, timeout_s: float = 30.0):
+    def wait(self, condition, *, what: str, timeout_s: float = 60.0):
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             found = condition()
             if found:
                 return found
             for name, process in self.processes.items():
-                assert process.poll() in (None, -signal.SIGKILL), f"{name} ended\n{self.log(name)}"
+                assert process.poll() is None, f"{name} ended\n{self.log(name)}"
             time.sleep(0.05)
         raise AssertionError(f"not within {timeout_s:g} s: {what}\n{self.log('orchestrator')}")
 
-    def wait_state(self, address: str, states: tuple[str, ...], *, timeout_s: float = 30.0):
+    def wait_state(self, address: str, states: tuple[str, ...], *, timeout_s: float = 60.0):
         return self.wait(
             lambda: (shown := self.get(address))["state"] in states and shown,
             what=f"{address} is {' or '.join(states)}; it is {self.get(address)}",
@@ -149,8 +157,7 @@ class Loopback:
         )
 
     def kill(self, node: str) -> None:
-        self.processes[node].kill()
-        self.processes[node].wait(10)
+        os.kill(self.workers.pop(node), signal.SIGKILL)
 
     def log(self, name: str) -> str:
         return "\n".join((self.directory / f"{name}.log").read_text().splitlines()[-40:])
@@ -170,6 +177,15 @@ class Loopback:
                 process.kill()
                 process.wait(10)
         self.controller.close()
+
+    def _ask_zygote(self, call: dict) -> dict:
+        with socket.socket(socket.AF_UNIX) as asking:
+            asking.settimeout(20)
+            asking.connect(str(self.directory / "zygote.sock"))
+            asking.sendall(json.dumps(call).encode() + b"\n")
+            answer = json.loads(asking.makefile().readline())
+        assert "error" not in answer, answer
+        return answer
 
     def _spawn(self, name: str, *arguments: str) -> None:
         with (self.directory / f"{name}.log").open("a") as log:

@@ -30,6 +30,7 @@ def system(tmp_path_factory):
     made = Loopback(directory)
     try:
         made.model = str(write_small_model(directory / "model"))
+        made.start_zygote()
         made.start_orchestrator()
         for node, flops in FLOPS.items():
             made.start_worker(node, trusted=node in ("h1", "h2"), flops=flops, memory_bytes=400_000)
@@ -54,7 +55,7 @@ def job(system):
     refused = system.session.post(system.url + "/api/v1/jobs", json=JOB, timeout=10)
     assert refused.status_code == 409, "a second job runs beside the first"
     assert made["id"] in refused.json()["detail"]
-    return system.wait_state(f"/api/v1/jobs/{made['id']}", ("completed", "failed"), timeout_s=40)
+    return system.wait_state(f"/api/v1/jobs/{made['id']}", ("completed", "failed"))
 
 
 def test_fine_tuning_eliminates_one_node_per_epoch_and_lowers_the_loss(system, job):
