@@ -1,0 +1,233 @@
+"""The controller on an emulated network: it measures what is configured, and traffic finds its way."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from scenarios.schema import Scenario, parse
+from topologies import state, testbed
+from topologies.specs import LinkKind, NetworkSpec, network_spec
+from topologies.status import Status
+
+PREFIX = "ryb"
+URL = "http://127.0.0.1:8111"
+RATIO = 0.2
+BUSY_SLACK_S = 0.0015
+"""What a busy two-core machine may add to one link's delay."""
+
+pytestmark = [
+    pytest.mark.functional,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif(shutil.which("ovs-vsctl") is None, reason="needs Open vSwitch"),
+    pytest.mark.skipif(shutil.which("mnexec") is None, reason="needs Mininet's mnexec"),
+]
+
+
+def scenario() -> Scenario:
+    return parse(
+        {
+            "name": "controller",
+            "seed": 5,
+            "topology": {"hosts": 3, "domains": 2},
+            "devices": {"trusted": []},
+            "finetune": {"policies": ["all"]},
+            "network": {
+                "prefix": PREFIX,
+                "openflow_port": 6711,
+                "northbound_port": 8111,
+                "api_port": 8211,
+            },
+        },
+        source="test",
+    )
+
+
+@pytest.fixture(scope="module")
+def spec() -> NetworkSpec:
+    return network_spec(scenario())
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Status]:
+    """Run controller and network; every host has spoken."""
+    testbed.down(PREFIX)
+    try:
+        status = testbed.up(scenario(), stages=("controller", "network"), progress=lambda _text: None)
+        yield status
+    finally:
+        testbed.down(PREFIX)
+        assert state.inventory(PREFIX) == []
+
+
+def get(path: str) -> Any:
+    with urllib.request.urlopen(URL + path, timeout=10) as answer:
+        return json.load(answer)
+
+
+def nb(path: str) -> Any:
+    return get("/northbound/v1" + path)
+
+
+def eventually(check: Callable[[], Any], *, seconds: float) -> Any:
+    """Wait until `check` returns something true; show what it returned last otherwise."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = check()
+        if found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.2)
+
+
+def host(status: Status, name: str) -> dict[str, Any]:
+    return next(item for item in status.hosts if item["name"] == name)
+
+
+def inside(status: Status, name: str, *command: str) -> subprocess.Popen[str]:
+    enter = ["nsenter", "-t", str(host(status, name)["pid"]), "-n", *command]
+    return subprocess.Popen(enter, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def ping(status: Status, src: str, dst: str, *options: str) -> subprocess.Popen[str]:
+    return inside(status, src, "ping", *options, host(status, dst)["ip"])
+
+
+def received(text: str) -> int:
+    found = re.search(r"(\d+) received", text)
+    return int(found[1]) if found else 0
+
+
+def test_every_pair_reaches_each_other_without_a_duplicate(net: Status) -> None:
+    names = [item["name"] for item in net.hosts]
+    pairs = [(src, dst) for src in names for dst in names if src != dst]
+    pings = {pair: ping(net, *pair, "-c", "5", "-i", "0.3", "-W", "2") for pair in pairs}
+    answers = {pair: process.communicate(timeout=60)[0] for pair, process in pings.items()}
+    assert {pair: text for pair, text in answers.items() if received(text) < 2} == {}
+    assert [pair for pair, text in answers.items() if "DUP" in text] == []
+    assert get("/healthz")["hosts"] == len(names)
+
+
+def off(spec: NetworkSpec, status: Status) -> list[str]:
+    """Return the links whose measured delay or capacity is not what is configured."""
+    links = {link["id"]: link for link in nb("/links")["links"]}
+    wrong = []
+    for link in spec.links:
+        ends = [
+            host(status, name)["ip"] if port == 0 else f"{spec.switch(name).dpid}.{port}"
+            for name, port in ((link.a, link.a_port), (link.b, link.b_port))
+        ]
+        for (name, wanted), link_id in zip(
+            link.directions(), (f"{ends[0]}-{ends[1]}", f"{ends[1]}-{ends[0]}"), strict=True
+        ):
+            measured = links[link_id]
+            delay_s = measured["delay_s"]["value"]
+            if delay_s is None or abs(delay_s - wanted.delay_s) > RATIO * wanted.delay_s + BUSY_SLACK_S:
+                wrong.append(f"{name}: delay {delay_s} instead of {wanted.delay_s}")
+            rate_bps = measured["estimated_capacity_bps"]["value"]
+            if link.kind == LinkKind.ACCESS and (
+                rate_bps is None or abs(rate_bps / wanted.rate_bps - 1) > RATIO
+            ):
+                wrong.append(f"{name}: capacity {rate_bps} instead of {wanted.rate_bps}")
+    return wrong
+
+
+def test_delay_and_capacity_of_every_link_are_what_is_configured(net: Status, spec: NetworkSpec) -> None:
+    wrong: list[str] = []
+
+    def all_right() -> bool:
+        wrong[:] = off(spec, net)
+        return not wrong
+
+    assert eventually(all_right, seconds=90), wrong
+
+
+def test_a_path_has_the_values_of_its_links(net: Status, spec: NetworkSpec) -> None:
+    wanted = spec.end_to_end("h1")
+    ends = f"src={host(net, 'orch')['ip']}&dst={host(net, 'h1')['ip']}"
+
+    def measured() -> Any:
+        found = nb(f"/paths?{ends}")
+        return found if None not in (found["available_bps"]["value"], found["loss_ratio"]["value"]) else None
+
+    path = eventually(measured, seconds=60)
+    assert path["delay_s"]["value"] == pytest.approx(wanted.delay_s, rel=RATIO, abs=0.004)
+    assert path["capacity_bps"]["value"] == pytest.approx(wanted.rate_bps, rel=RATIO)
+    assert path["loss_ratio"]["low"] <= wanted.loss_ratio
+
+
+def test_a_degraded_link_shows_within_seconds(net: Status, spec: NetworkSpec) -> None:
+    client = testbed.Client(PREFIX)
+    link = spec.link("h2-g2")
+    link_id = next(
+        item["id"] for item in nb("/links")["links"] if item["dst"].get("ip") == host(net, "h2")["ip"]
+    )
+    client.degrade("h2-g2", delay_s=0.3)
+    try:
+        assert eventually(lambda: nb(f"/links/{link_id}")["delay_s"]["value"] > 0.27, seconds=10)
+    finally:
+        client.restore("h2-g2")
+    assert eventually(
+        lambda: nb(f"/links/{link_id}")["delay_s"]["value"] < 1.3 * link.a_to_b.delay_s + 0.005, seconds=10
+    )
+
+
+def test_traffic_goes_round_a_link_that_fails_and_returns(net: Status, spec: NetworkSpec) -> None:
+    ends = f"src={host(net, 'orch')['ip']}&dst={host(net, 'h1')['ip']}"
+    link = spec.link("g1-c1")
+    forth = f"{spec.switch('c1').dpid}.{link.b_port}-{spec.switch('g1').dpid}.{link.a_port}"
+    received(ping(net, "orch", "h1", "-c", "3", "-i", "0.2").communicate(timeout=20)[0])
+    before = nb(f"/paths?{ends}")["links"]
+    assert forth in before
+    client = testbed.Client(PREFIX)
+    client.degrade("g1-c1", loss_ratio=1.0)
+    try:
+        assert eventually(lambda: forth not in nb(f"/paths?{ends}")["links"], seconds=15)
+        around = ping(net, "orch", "h1", "-c", "10", "-i", "0.1", "-W", "2").communicate(timeout=20)[0]
+        assert received(around) >= 7, around
+    finally:
+        client.restore("g1-c1")
+    assert eventually(lambda: nb(f"/paths?{ends}")["links"] == before, seconds=20)
+
+
+def test_garbage_to_the_probe_address_is_counted_and_changes_nothing(net: Status) -> None:
+    links = nb("/topology")["links"]
+    before = counter("utopia_probes_forged_total")
+    code = (
+        "import os, socket\n"
+        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "for n in range(100): s.sendto(os.urandom(n), ('198.19.255.253', 50550))\n"
+    )
+    sender = inside(net, "h1", "python3", "-c", code)
+    assert sender.wait(timeout=20) == 0, sender.stdout and sender.stdout.read()
+    assert eventually(lambda: counter("utopia_probes_forged_total") >= before + 90, seconds=10)
+    assert nb("/topology")["links"] == links
+
+
+def counter(name: str) -> float:
+    with urllib.request.urlopen(URL + "/metrics", timeout=10) as answer:
+        found = re.search(rf"^{name} (.*)$", answer.read().decode(), re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def test_the_event_stream_tells_at_once(net: Status) -> None:
+    with urllib.request.urlopen(URL + "/northbound/v1/events", timeout=15) as stream:
+        assert stream.readline().startswith(b": utopia")
+        client = testbed.Client(PREFIX)
+        client.degrade("h3-g1", delay_s=0.4)
+        try:
+            started = time.monotonic()
+            lines = iter(stream.readline, b"")
+            told = next(line for line in lines if b"metric_changed" in line)
+            assert told.startswith(b"event: ")
+            assert time.monotonic() - started < 10
+        finally:
+            client.restore("h3-g1")
