@@ -425,3 +425,17 @@ def test_paths_refuse_values_that_cannot_be() -> None:
             capacity_bps=known(1.0),
             available_bps=known(1.0),
         )
+
+
+def test_the_head_goes_where_no_old_shard_is_in_its_way() -> None:
+    nodes = tuple(a_node(name, trusted=True, memory_bytes=700_000) for name in ("a", "b"))
+    old = Shard(node="a", roles=("stage",), first_layer=1, end_layer=2, previous="b", next="b")
+    problem = Problem(
+        model=a_model(2),
+        nodes=nodes,
+        network=Network(taken_at_s=0.0),
+        workload=Workload(context_tokens=10),
+        held={"a": old},
+    )
+    for find in SOLVERS:
+        assert find(problem).placement.describe() == "head b; b[0:2]"

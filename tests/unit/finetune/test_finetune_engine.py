@@ -551,3 +551,25 @@ def answers(instruction: m.Instruction, now: float) -> list[m.Event]:
         case m.Evaluate(version=version):
             return [m.Evaluated(now_s=now, version=version, loss=2.0)]
     return []
+
+
+def test_a_good_answer_between_two_bad_ones_keeps_a_node_in() -> None:
+    engine = job(policy="all", epochs=4)
+    begin(engine)
+    for samples in (0, 32, 0):
+        feed(engine, update("h1", engine.epoch, samples=samples))
+        contribute(engine, NODES[1:])
+        instructions = close(engine)
+    assert "h1" in names(m.StartRound, instructions)
+
+
+def test_a_node_lost_while_it_is_brought_up_to_date_does_not_hold_up_the_end() -> None:
+    engine = job(nodes=("h1", "h2", "h3"), epochs=2, policy="all")
+    begin(engine)
+    for _ in range(2):
+        contribute(engine, engine.active)
+        close(engine)
+    feed(engine, *(m.NodeSynced(now_s=31.0, node=node, version=2) for node in ("h1", "h2")))
+    finish = feed(engine, m.NodeLost(now_s=32.0, node="h3", reason="gone"))[-1]
+    assert isinstance(finish, m.Finish)
+    assert finish.summary.unsettled == {"h3": "lost"}

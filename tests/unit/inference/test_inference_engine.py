@@ -591,3 +591,13 @@ def test_whatever_happens_a_route_is_switched_only_when_all_its_nodes_are_ready(
             case _:
                 event = m.Tick(now_s=now)
         todo = engine.handle(event)
+
+
+def test_the_cool_down_does_not_hold_back_a_drained_node() -> None:
+    engine = Engine(spec())
+    placement = changed_once(engine)
+    drained = placement.nodes[1]
+    nodes = tuple(replace(node, draining=node.name == drained) for node in NODES)
+    carry_out(engine, look(engine, 43.0, nodes=nodes), 44.0)
+    assert engine.placement is not None
+    assert drained not in engine.placement.nodes
