@@ -159,7 +159,12 @@ def status(prefix: str) -> Status | None:
         return None
     if not record.status:
         raise TestbedError(f"testbed {prefix} is just being started by process {record.owner.pid}")
-    return Client(prefix).status()
+    try:
+        return Client(prefix).status()
+    except TestbedError:
+        if record.owner.alive():
+            raise
+        return None  # it ended while being asked
 
 
 class Client:

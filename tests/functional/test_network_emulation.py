@@ -1,4 +1,4 @@
-"""The emulated network on this machine: what is configured is what packets meet, and all of it can be removed."""
+"""The emulated network on this machine: packets meet what is configured, and all of it can be removed."""
 
 import json
 import os
@@ -6,7 +6,9 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -45,7 +47,7 @@ def up(progress=lambda _text: None):
     return testbed.up(scenario(), stages=("network",), progress=progress)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def nothing_is_left():
     testbed.down(PREFIX)
     yield
@@ -58,9 +60,12 @@ def spec():
     return network_spec(scenario())
 
 
-@pytest.fixture
-def network(nothing_is_left, spec):
-    """Return the status of a network that forwards along the tree orch - c1 - gateway - host."""
+@pytest.fixture(scope="module")
+def network(spec):
+    """Return the status of a network that all tests share which only look at it or restore what they change.
+
+    It forwards along the tree orch - c1 - gateway - host.
+    """
     status = up()
     for bridge, flows in static_flows(spec).items():
         subprocess.run(
@@ -68,6 +73,14 @@ def network(nothing_is_left, spec):
             input="\n".join(flows), text=True, check=True,
         )  # fmt: skip
     return status
+
+
+@pytest.fixture
+def fresh_network():
+    """Return the status of a network of one's own to break; such tests come last in this file."""
+    testbed.down(PREFIX)
+    yield up()
+    testbed.down(PREFIX)
 
 
 def static_flows(spec):
@@ -136,6 +149,13 @@ def test_a_link_is_degraded_and_restored_while_packets_are_under_way(network, sp
     assert link["current"] == link["configured"]
 
 
+def wait_until(condition, *, timeout_s=10):
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        time.sleep(0.05)
+
+
 def network_delay_ms(spec, link):
     return spec.link(link).a_to_b.delay_s * 1e3
 
@@ -145,6 +165,7 @@ def test_loss_is_as_configured_per_direction(network, spec):
     client.degrade("h2-g2", "g2>h2", loss_ratio=0.1, delay_s=0.002)
     client.degrade("h2-g2", "h2>g2", loss_ratio=0.0, delay_s=0.002)
     _, lost = ping(network, spec.hosts[1].ip, count=1000, interval_s=0.005)
+    client.restore("h2-g2")
     assert 0.065 <= lost <= 0.14  # four standard deviations around 0.1
 
 
@@ -190,36 +211,30 @@ def test_a_second_up_says_that_it_is_up(network):
 
 
 @pytest.mark.parametrize("victims", [("supervisor",), ("emulator",), ("supervisor", "emulator")])
-def test_down_removes_everything_after_a_crash(network, victims):
+def test_down_removes_everything_after_a_crash(fresh_network, victims):
     for name in victims:
-        os.kill(network.pids[name], signal.SIGKILL)
+        os.kill(fresh_network.pids[name], signal.SIGKILL)
     assert testbed.down(PREFIX) != []
     assert state.inventory(PREFIX) == []
-    deadline_s = time.monotonic() + 5
-    while alive := [name for name, pid in network.pids.items() if identify(name, pid)]:
-        assert time.monotonic() < deadline_s, alive
-        time.sleep(0.05)
+    wait_until(lambda: not any(identify(name, pid) for name, pid in fresh_network.pids.items()))
 
 
-def test_up_sweeps_what_a_crashed_run_left(network):
-    os.kill(network.pids["supervisor"], signal.SIGKILL)
-    while testbed.status(PREFIX) is not None:
-        time.sleep(0.02)
+def test_up_sweeps_what_a_crashed_run_left(fresh_network):
+    os.kill(fresh_network.pids["supervisor"], signal.SIGKILL)
+    wait_until(lambda: identify("supervisor", fresh_network.pids["supervisor"]) is None)
+    assert testbed.status(PREFIX) is None
     told = []
-    assert up(told.append).pids["supervisor"] != network.pids["supervisor"]
+    assert up(told.append).pids["supervisor"] != fresh_network.pids["supervisor"]
     assert any("earlier run" in line for line in told)
 
 
-def test_a_dead_emulator_shows_in_the_status(network):
-    os.kill(network.pids["emulator"], signal.SIGKILL)
-    deadline_s = time.monotonic() + 10
-    while not (trouble := testbed.Client(PREFIX).status().trouble):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
-    assert "emulator ended with status -9" in trouble[0]
+def test_a_dead_emulator_shows_in_the_status(fresh_network):
+    os.kill(fresh_network.pids["emulator"], signal.SIGKILL)
+    wait_until(lambda: testbed.Client(PREFIX).status().trouble)
+    assert "emulator ended with status -9" in testbed.Client(PREFIX).status().trouble[0]
 
 
-def test_others_bridges_are_left_alone(network):
+def test_others_bridges_are_left_alone(fresh_network):
     other = f"{PREFIX}-mine"
     subprocess.run(
         ["ovs-vsctl", "add-br", other, "--", "set", "bridge", other, "datapath_type=netdev"], check=True
@@ -231,13 +246,15 @@ def test_others_bridges_are_left_alone(network):
         subprocess.run(["ovs-vsctl", "del-br", other], check=True)
 
 
-@pytest.mark.skipif(shutil.which("iperf3") is None, reason="needs iperf3")
 def test_mn_can_use_the_topology_by_itself():
     """`mn --custom` brings up impaired links and leaves nothing behind."""
+    testbed.down(PREFIX)
+    mn = shutil.which("mn", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     command = [
-        "mn", "--custom", "topologies/edge_cloud.py", "--topo", "edge_cloud,hosts=2,domains=1,prefix=tpa",
+        mn, "--custom", "topologies/edge_cloud.py", "--topo", "edge_cloud,hosts=2,domains=1,prefix=tpa",
         "--controller", "remote,port=6701", "--test", "none",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "completed in" in done.stderr
+    wait_until(lambda: state.inventory(PREFIX) == [])
