@@ -1,0 +1,6 @@
+"""Let these tests use the doubles of the API's tests."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "api"))

@@ -1,0 +1,337 @@
+"""The fine-tuning driver on doubles: what it adds up, whom it believes, how it ends."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from orchestrator_fakes import FakeNorthbound, FakePool, MemoryStore
+
+from orchestrator.clock import SystemClock
+from orchestrator.core.errors import InvalidPolicy
+from orchestrator.errors import Conflict, InvalidRequest, NotFound, WorkerTimeout
+from orchestrator.events import EventLog
+from orchestrator.finetune.driver import FinetuneJobs
+from orchestrator.finetune.request import JobRequest
+from orchestrator.ports import Answer, Model
+
+NODES = ("h1", "h2", "h3", "h4")
+
+
+class TinyModels:
+    """A model of two numbers whose loss is their distance from 10."""
+
+    def __init__(self):
+        self.saved = {}
+
+    def check(self, name):
+        if name != "tiny":
+            raise NotFound(f"model {name!r} is no folder here")
+
+    def resolve(self, name):
+        return Model(
+            name=name, folder=Path("/x"), config={}, tokenizer_json="", parameter_bytes=8, digest="d",
+            layers=1, context_tokens=64,
+        )  # fmt: skip
+
+    def parameters(self, _model):
+        return {"w": np.zeros(2, dtype=np.float32)}
+
+    def digest(self, parameters):
+        return hashlib.sha256(np.ascontiguousarray(parameters["w"], dtype=np.float32).tobytes()).hexdigest()
+
+    def tokens(self, _model, *, data, max_bytes, seed):
+        return np.arange(4000, dtype=np.int32) % 256
+
+    def loss(self, _model, parameters, tokens, *, sequence):
+        return float(np.abs(10 - parameters["w"]).mean())
+
+    def save(self, _model, parameters, *, job):
+        self.saved[job] = parameters
+        return Path("/models") / job
+
+
+class Workers:
+    """What the nodes answer; `deltas` and `samples` by node, `spoil` changes an answer."""
+
+    def __init__(self, pool, models):
+        self.models = models
+        self.deltas = dict.fromkeys(NODES, 1.0)
+        self.samples = dict.fromkeys(NODES, 8)
+        self.spoil = {}
+        self.held = {}
+        self.lock = threading.Lock()
+        for kind in ("load", "data", "run", "update", "end"):
+            pool.answers[f"train.{kind}"] = getattr(self, kind)
+
+    def load(self, node, fields, tensors):
+        return self._take(node, fields, tensors)
+
+    def update(self, node, fields, tensors):
+        return self._take(node, fields, tensors)
+
+    def data(self, node, _fields, tensors):
+        return self._answer({"tokens": len(tensors["tokens"])})
+
+    def end(self, *_):
+        return self._answer({})
+
+    def run(self, node, fields, tensors):
+        if tensors:
+            self._take(node, fields, tensors)
+        report = {
+            "epoch": fields["epoch"],
+            "version": fields["version"],
+            "train_s": 0.5,
+            "real_s": 0.1,
+            "late_s": 0.0,
+            "samples": self.samples[node],
+            "tokens": 100,
+            "loss": 1.0,
+        }
+        delta = {"w": np.full(2, self.deltas[node], dtype=np.float32)}
+        if node in self.spoil:
+            self.spoil[node](report, delta)
+        return self._answer(report, delta)
+
+    def _take(self, node, fields, tensors):
+        with self.lock:
+            self.held[node] = (fields["version"], tensors["w"].copy())
+        return self._answer({"version": fields["version"], "digest": self.models.digest(tensors)})
+
+    @staticmethod
+    def _answer(fields, tensors=None):
+        return Answer(fields=fields, tensors=tensors or {}, sent_bytes=100, received_bytes=10)
+
+
+class World:
+    def __init__(self):
+        self.pool = FakePool()
+        self.models = TinyModels()
+        self.workers = Workers(self.pool, self.models)
+        self.store = MemoryStore()
+        self.events = EventLog(store=self.store, clock=SystemClock())
+        numbers = iter(range(1, 100))
+        self.jobs = FinetuneJobs(
+            pool=self.pool,
+            northbound=FakeNorthbound(),
+            store=self.store,
+            models=self.models,
+            events=self.events,
+            clock=SystemClock(),
+            ids=lambda kind: f"{kind}-{next(numbers)}",
+            seed=1,
+        )
+        for node in NODES:
+            self.pool.join(node)
+
+    def run(self, **values):
+        return self.finish(self.submit(**values).id)
+
+    def submit(self, **values):
+        training = {"sequence_length": 16}
+        request = {"model": "tiny", "policy": "all", "epochs": 2, "training": training, **values}
+        return self.jobs.submit(JobRequest(**request))
+
+    def finish(self, job, timeout_s=10.0):
+        stop = threading.Timer(timeout_s, self.events.close)
+        stop.start()
+        for _ in self.events.follow(job, quiet_s=0.05):
+            if self.store.get(job).ended_at is not None:
+                break
+        stop.cancel()
+        record = self.store.get(job)
+        assert record.ended_at is not None, f"{job} is still {record.state}"
+        return record
+
+    def entries(self, job, type):
+        return [entry.body for entry in self.store.entries(job, type=type, limit=999)[0]]
+
+
+@pytest.fixture
+def world():
+    made = World()
+    yield made
+    made.jobs.stop(timeout_s=5)
+
+
+def test_updates_are_averaged_by_samples_and_every_node_ends_with_the_result(world):
+    world.workers.deltas |= {"h1": 5.0}
+    world.workers.samples |= {"h1": 24}
+    record = world.run(epochs=2)
+    # (24 * 5 + 3 * 8 * 1) / 48 = 3 per epoch
+    np.testing.assert_allclose(world.models.saved[record.id]["w"], [6.0, 6.0])
+    assert record.state == "completed"
+    assert record.summary["start_loss"] == 10
+    assert record.summary["final_loss"] == 4
+    assert {node: version for node, (version, _) in world.workers.held.items()} == dict.fromkeys(NODES, 2)
+    assert record.summary["settled"] == NODES or list(record.summary["settled"]) == list(NODES)
+
+
+def test_an_outer_learning_rate_scales_the_step(world):
+    record = world.run(training={"sequence_length": 16, "outer_learning_rate": 0.5})
+    np.testing.assert_allclose(world.models.saved[record.id]["w"], [1.0, 1.0])
+
+
+def poison(value):
+    def spoil(_report, delta):
+        delta["w"][0] = value
+
+    return spoil
+
+
+def reshape(_report, delta):
+    delta["w"] = np.zeros((2, 1), dtype=np.float32)
+
+
+def rename(_report, delta):
+    delta["v"] = delta.pop("w")
+
+
+def drop(_report, delta):
+    delta.clear()
+
+
+def field(name, value):
+    def spoil(report, _delta):
+        report[name] = value
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        poison(np.nan),
+        poison(np.inf),
+        reshape,
+        rename,
+        drop,
+        field("samples", 0),
+        field("samples", "many"),
+        field("train_s", float("nan")),
+        field("loss", None),
+        field("epoch", 7),
+        field("version", 9),
+    ],
+)
+def test_garbage_costs_its_sender_its_own_contribution_and_nothing_else(world, spoil):
+    world.workers.spoil["h2"] = spoil
+    world.workers.deltas["h2"] = 100.0
+    record = world.run()
+    assert record.state == "completed"
+    np.testing.assert_allclose(world.models.saved[record.id]["w"], [2.0, 2.0])
+    reports = world.entries(record.id, "epoch")
+    assert "h2" not in reports[0]["contributed"]
+    assert reports[0]["failed"]["h2"].startswith("refused: ")
+
+
+def test_a_node_that_is_lost_in_a_round_is_done_without(world):
+    def vanish(_report, _delta):
+        world.pool.leave("h3")
+
+    world.workers.spoil["h3"] = vanish
+    record = world.run()
+    assert record.state == "completed"
+    assert "h3" in record.summary["unsettled"]
+
+
+def test_a_node_that_holds_other_parameters_than_sent_takes_no_part(world):
+    honest = world.workers.load
+
+    def lie(node, fields, tensors):
+        answer = honest(node, fields, tensors)
+        if node == "h4":
+            answer.fields["digest"] = "0" * 64
+        return answer
+
+    world.pool.answers["train.load"] = lie
+    record = world.run()
+    assert record.state == "completed"
+    assert "digest" in world.entries(record.id, "epoch")[0]["failed"]["h4"]
+
+
+def test_a_job_whose_nodes_all_fail_fails_with_the_reasons(world):
+    def refuse(node, _fields, _tensors):
+        raise WorkerTimeout(f"node {node} did not answer")
+
+    world.pool.answers["train.load"] = refuse
+    record = world.run()
+    assert record.state == "failed"
+    assert "h1 did not answer" in record.reason
+
+
+def test_an_evaluation_that_breaks_fails_the_job(world, monkeypatch):
+    monkeypatch.setattr(world.models, "loss", lambda *_, **__: float("nan"))
+    record = world.run()
+    assert record.state == "failed"
+    assert "loss" in record.reason
+
+
+def test_too_little_data_fails_the_job_by_name(world, monkeypatch):
+    monkeypatch.setattr(world.models, "tokens", lambda *_, **__: np.arange(70, dtype=np.int32))
+    record = world.run()
+    assert record.state == "failed"
+    assert "raise data_bytes" in record.reason
+
+
+def test_elimination_goes_by_the_policy_and_is_explained(world):
+    record = world.run(policy="eliminate", epochs=3)
+    kept = [len(report["active"]) for report in world.entries(record.id, "epoch")]
+    assert sorted(set(kept)) == [2, 3, 4]
+    verdicts = [
+        item["verdict"] for item in world.entries(record.id, "decision") if item["kind"] == "eliminate"
+    ]
+    assert [verdict.split()[0] for verdict in verdicts] == ["eliminate", "eliminate", "keep"]
+
+
+def test_one_job_runs_at_a_time_and_can_be_cancelled(world):
+    release = threading.Event()
+
+    def wait(_report, _delta):
+        assert release.wait(10)
+
+    world.workers.spoil = dict.fromkeys(NODES, wait)
+    first = world.submit()
+    with pytest.raises(Conflict, match=first.id):
+        world.submit()
+    world.jobs.cancel(first.id)
+    release.set()
+    record = world.finish(first.id)
+    assert (record.state, record.reason) == ("cancelled", "cancelled by the user")
+    with pytest.raises(Conflict, match="cancelled"):
+        world.jobs.cancel(first.id)
+    world.workers.spoil = {}
+    assert world.run().state == "completed"
+
+
+def test_what_cannot_run_is_refused_before_anything_starts(world):
+    world.pool.leave("h4")
+    with pytest.raises(InvalidPolicy, match="N > T > 1"):
+        world.submit(policy="eliminate", epochs=3)
+    with pytest.raises(InvalidRequest, match="h4"):
+        world.submit(nodes=["h1", "h4"])
+    with pytest.raises(NotFound, match="h9"):
+        world.submit(nodes=["h9"])
+    with pytest.raises(NotFound, match="nowhere"):
+        world.submit(model="nowhere")
+    assert world.store.records(limit=9, offset=0)[1] == 0
+    assert world.pool.asked == []
+
+
+def test_the_same_seed_gives_every_node_the_same_data_and_sampler_seeds(world):
+    def run():
+        world.pool.asked.clear()
+        world.run(seed=5)
+        return sorted(
+            (node, fields["epoch"], fields["seed"])
+            for node, kind, fields in world.pool.asked
+            if kind == "train.run"
+        )
+
+    first, second = run(), run()
+    assert first == second
+    assert len({seed for _, _, seed in first}) == len(first), "every node and epoch has its own"
