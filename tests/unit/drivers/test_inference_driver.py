@@ -1,0 +1,277 @@
+"""The inference driver on doubles: what it sends to nodes, hands to clients, and refuses."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from orchestrator_fakes import FakeNorthbound, FakePool, MemoryStore
+
+from orchestrator.clock import SystemClock
+from orchestrator.core.model import Measurement, PathMetrics, network
+from orchestrator.core.partition import transformer_graph
+from orchestrator.errors import Conflict, InvalidRequest, Unavailable, WorkerRefused
+from orchestrator.events import EventLog
+from orchestrator.inference.driver import SplitDeployments
+from orchestrator.inference.request import DeploymentRequest
+from orchestrator.ports import Answer, Model
+
+NODES = ("h1", "h2", "h3", "h4")
+
+
+class FourLayers:
+    """A model of four layers of 400 bytes, whose head takes 40."""
+
+    def check(self, _name):
+        return
+
+    def resolve(self, name):
+        return Model(
+            name=name, folder=Path("/x"), config={"hidden_size": 4}, tokenizer_json="{}",
+            parameter_bytes=1640, digest="d1", layers=4, context_tokens=64,
+        )  # fmt: skip
+
+    def graph(self, model):
+        return transformer_graph(
+            name=model.name, digest="d1", layer_parameters=(100,) * 4, head_parameters=10,
+            vocabulary=5, hidden=2, kv_width=1,
+        )  # fmt: skip
+
+    def shard(self, _model, *, first_layer, end_layer, head):
+        layers = {f"layer.{n}": np.zeros(100, dtype=np.float32) for n in range(first_layer, end_layer)}
+        return layers | ({"head": np.zeros(10, dtype=np.float32)} if head else {})
+
+
+def measured(value):
+    return Measurement(value=value, samples=9, age_s=0.1, source="probe")
+
+
+def path(src, dst):
+    return PathMetrics(
+        src=src, dst=dst, delay_s=measured(0.01), loss_ratio=measured(0.0),
+        capacity_bps=measured(1e8), available_bps=measured(1e8),
+    )  # fmt: skip
+
+
+class World:
+    def __init__(self):
+        self.pool = FakePool()
+        self.store = MemoryStore()
+        self.events = EventLog(store=self.store, clock=SystemClock())
+        self.prepared = []
+        self.refusals = {}
+        self.lock = threading.Lock()
+        everyone = ("orch", *NODES)
+        numbers = iter(range(1, 1000))
+        for kind in ("commit", "abort", "retire"):
+            self.pool.answers[f"shard.{kind}"] = lambda _node, fields, _t: self.answer(
+                {"epoch": fields["epoch"]}
+            )
+        self.pool.answers["shard.prepare"] = self.prepare
+        self.pool.answers["probe.layer"] = lambda *_: self.answer(
+            {"decode_s": 0.001, "prefill_s_per_token": 0.0005}
+        )
+        self.pool.answers["generate"] = self.generate
+        self.pool.answers["cancel"] = lambda *_: self.answer({})
+        self.deployments = SplitDeployments(
+            pool=self.pool,
+            northbound=FakeNorthbound(
+                network(0.0, [path(a, b) for a in everyone for b in everyone if a != b])
+            ),
+            store=self.store,
+            models=FourLayers(),
+            events=self.events,
+            clock=SystemClock(),
+            ids=lambda kind: f"{kind}-{next(numbers)}",
+        )
+        for node in NODES:
+            self.pool.join(node, trusted=node == "h1", profile={
+                "compute_flops": 1e9, "layer_overhead_s": 0.0, "memory_bytes": 1500,
+            })  # fmt: skip
+
+    def prepare(self, node, fields, tensors):
+        with self.lock:
+            self.prepared.append((node, fields, sorted(tensors)))
+        if node in self.refusals:
+            raise self.refusals[node]
+        return self.answer({"ready": True, "digest": "x", "memory_bytes": 500})
+
+    def generate(self, _node, fields, _tensors):
+        if len(fields["prompt"]) > 20:
+            raise WorkerRefused("node h1 refused generate: exceeds the context", code="context-exceeded")
+        return self.answer({"prompt_tokens": len(fields["prompt"])})
+
+    @staticmethod
+    def answer(fields):
+        return Answer(fields=fields, tensors={}, sent_bytes=0, received_bytes=0)
+
+    def deploy(self, **values):
+        request = {"model": "m", "min_nodes": 3, "context_tokens": 16, "monitor_interval_s": 0.1, **values}
+        record = self.deployments.deploy(DeploymentRequest(**request))
+        return self.wait(record.id, ("serving", "failed"))
+
+    def wait(self, deployment, states, epoch=1, timeout_s=10.0):
+        stop = threading.Timer(timeout_s, self.events.close)
+        stop.start()
+        try:
+            for entry in self.events.follow(deployment, quiet_s=0.05):
+                if entry is None or entry.type != "state" or entry.body["state"] not in states:
+                    continue
+                if entry.body["state"] in ("failed", "retired") or (entry.body["route_epoch"] or 0) >= epoch:
+                    return deployment, entry.body
+        finally:
+            stop.cancel()
+        raise AssertionError(f"{deployment} is {self.store.get(deployment).state}")
+
+    def token(self, deployment, request, index=0, **more):
+        fields = {
+            "deployment": deployment, "request": request, "index": index, "token": 7, "text": "a",
+            "epoch": 1, "elapsed_s": 0.01, "replayed": 0, "margin": 1.0, **more,
+        }  # fmt: skip
+        self.pool.notify("token", "h1", fields)
+
+
+@pytest.fixture
+def world():
+    made = World()
+    yield made
+    made.deployments.stop(timeout_s=5)
+
+
+def test_each_node_gets_its_layers_and_neighbours_and_only_the_head_the_tokenizer(world):
+    _, shown = world.deploy()
+    assert shown["state"] == "serving"
+    by_node = {node: (fields, names) for node, fields, names in world.prepared}
+    ring = shown["placement"]["hops"]
+    for src, dst in ring:
+        fields, _ = by_node[src]
+        assert fields["next"]["node"] == dst
+        assert fields["next"]["address"] == world.pool.node(dst).address
+        assert by_node[dst][0]["previous"] == src
+    layers = [name for _, names in by_node.values() for name in names if name.startswith("layer")]
+    assert sorted(layers) == [f"layer.{n}" for n in range(4)]
+    assert [node for node, (fields, _) in by_node.items() if "tokenizer_json" in fields] == ["h1"]
+    assert "head" in by_node["h1"][1]
+
+
+def test_a_node_that_refuses_its_shard_is_done_without_and_the_refusal_recorded(world):
+    deployment, first = world.deploy()
+    world.deployments.undeploy(deployment)
+    world.wait(deployment, ("retired",))
+    victim = next(s["node"] for s in first["placement"]["stages"] if s["node"] != "h1")
+    world.refusals[victim] = WorkerRefused(f"node {victim} refused: memory", code="out-of-memory")
+    _, second = world.deploy()
+    assert second["state"] == "serving"
+    assert victim not in [stage["node"] for stage in second["placement"]["stages"]]
+
+
+def test_tokens_of_a_request_reach_its_reader_and_are_counted(world):
+    deployment, _ = world.deploy()
+    generation = world.deployments.complete(deployment, prompt="abc", max_tokens=2)
+    world.token(deployment, generation.request)
+    world.token(deployment, generation.request, 1, text="b")
+    world.token(deployment, "cmpl-of-nobody")
+    end = {"deployment": deployment, "request": generation.request, "finish_reason": "length", "detail": None}
+    world.pool.notify("done", "h1", end)
+    chunks = list(generation.chunks())
+    assert [chunk.get("text") for chunk in chunks] == ["a", "b", None]
+    assert chunks[-1] == {"finish_reason": "length", "detail": None}
+    assert generation.prompt_tokens == 3
+    assert world.deployments.tokens_generated() == 2
+
+
+@pytest.mark.parametrize(
+    "more", [{"index": -1}, {"token": None}, {"text": 5}, {"elapsed_s": float("nan")}, {"epoch": True}]
+)
+def test_a_token_that_makes_no_sense_is_dropped(world, more):
+    deployment, _ = world.deploy()
+    generation = world.deployments.complete(deployment, prompt="abc", max_tokens=2)
+    world.token(deployment, generation.request, **more)
+    assert world.deployments.tokens_generated() == 0
+
+
+def test_a_node_that_is_not_the_head_cannot_speak_for_a_request(world):
+    deployment, _ = world.deploy()
+    generation = world.deployments.complete(deployment, prompt="abc", max_tokens=2)
+    end = {"deployment": deployment, "request": generation.request, "finish_reason": "stop"}
+    world.pool.notify("done", "h2", end)
+    world.token(deployment, generation.request)
+    world.pool.notify("done", "h1", end)
+    assert [chunk.get("finish_reason") for chunk in generation.chunks()] == [None, "stop"]
+
+
+def test_a_lost_stage_is_replaced_under_a_new_route_epoch(world):
+    deployment, first = world.deploy()
+    victim = next(s["node"] for s in first["placement"]["stages"] if s["node"] != "h1")
+    world.pool.leave(victim)
+    _, second = world.wait(deployment, ("serving",), epoch=2)
+    assert victim not in [stage["node"] for stage in second["placement"]["stages"]]
+    assert [placement["epoch"] for placement in second["placements"]] == [1, second["route_epoch"]]
+
+
+def test_a_lost_head_ends_its_requests_with_the_reason(world):
+    deployment, _ = world.deploy()
+    generation = world.deployments.complete(deployment, prompt="abc", max_tokens=2)
+    world.pool.leave("h1")
+    (end,) = generation.chunks()
+    assert end["finish_reason"] == "error"
+    assert "h1" in end["detail"]
+
+
+def test_a_prompt_that_does_not_fit_is_the_clients_fault(world):
+    deployment, _ = world.deploy()
+    with pytest.raises(InvalidRequest, match="context") as refusal:
+        world.deployments.complete(deployment, prompt="x" * 30, max_tokens=2)
+    assert refusal.value.field == "prompt"
+
+
+def test_what_cannot_be_placed_is_refused_or_fails_with_the_constraint(world):
+    with pytest.raises(Conflict, match="min_nodes is 5"):
+        world.deploy(min_nodes=5)
+    world.pool.leave("h1")
+    with pytest.raises(Conflict, match="trusted"):
+        world.deploy()
+
+
+def test_a_model_too_large_for_the_nodes_fails_naming_the_figures(world):
+    for node in NODES:
+        world.pool.join(node, trusted=node == "h1", profile={
+            "compute_flops": 1e9, "layer_overhead_s": 0.0, "memory_bytes": 300,
+        })  # fmt: skip
+    _, shown = world.deploy()
+    assert shown["state"] == "failed"
+    assert "bytes" in shown["reason"]
+
+
+def test_memory_that_another_deployment_holds_is_not_given_twice(world):
+    first, _ = world.deploy()
+    states = {state.name: state for state in world.deployments._states(FourLayers().resolve("m"), "other")}
+    used = [hop[0] for hop in world.deployments.describe(first)["placement"]["hops"]]
+    assert {name for name, state in states.items() if state.reserved_bytes == 500} == set(used)
+
+
+def test_a_preview_changes_nothing_and_an_ended_deployment_refuses(world):
+    deployment, shown = world.deploy()
+    sent = len(world.prepared)
+    preview = world.deployments.preview(deployment)
+    assert preview["current"] == shown["placement"]
+    assert any(item["chosen"] for item in preview["alternatives"])
+    assert len(world.prepared) == sent
+    world.deployments.undeploy(deployment)
+    world.wait(deployment, ("retired",))
+    while deployment in world.deployments.live():
+        assert world.store.get(deployment).state == "retired"
+    with pytest.raises(Conflict, match="retired"):
+        world.deployments.preview(deployment)
+    assert {kind for _, kind, _ in world.pool.asked[-4:]} <= {"shard.retire", "shard.abort"}
+
+
+def test_a_head_that_does_not_answer_is_unavailable(world):
+    deployment, _ = world.deploy()
+    world.pool.answers["generate"] = lambda *_: (_ for _ in ()).throw(
+        WorkerRefused("node h1 refused generate: busy", code="busy")
+    )
+    with pytest.raises(Unavailable, match="busy"):
+        world.deployments.complete(deployment, prompt="abc", max_tokens=2)
