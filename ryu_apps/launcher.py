@@ -49,7 +49,7 @@ def main() -> None:
 def mend_eventlet() -> None:
     """Give eventlet.wsgi the name that Ryu imports and current versions no longer have."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")  # that eventlet is in maintenance is known, and why it is here only
         import eventlet.wsgi
     if not hasattr(eventlet.wsgi, "ALREADY_HANDLED"):
         eventlet.wsgi.ALREADY_HANDLED = object()

@@ -45,6 +45,9 @@ RETRY_S = 2.0
 UNSETTLED_S = 1.0
 QUICK_TRAINS = 8
 TOO_FAST_S = 300.0
+HOST_PAUSE_S = 1.0
+LINK_PAUSE_S = 10.0
+"""The first train waits: for the host's loss to be known, for an operator to configure the link."""
 PAUSE_S = 0.1
 
 
@@ -109,7 +112,8 @@ class Trains:
         self._open(host.ip, host)
 
     def _open(self, name: str, what: Host | Hop) -> None:
-        self._subjects[name] = Subject(name=name, what=what, due=self._clock() + 1.0)
+        pause_s = HOST_PAUSE_S if isinstance(what, Host) else LINK_PAUSE_S
+        self._subjects[name] = Subject(name=name, what=what, due=self._clock() + pause_s)
 
     def _close(self, name: str) -> None:
         subject = self._subjects.pop(name, None)
@@ -190,7 +194,8 @@ class Trains:
         elif too_short and result.dispersion_s < MIN_DISPERSION_S and subject.frames < MAX_FRAMES:
             growth = min(MAX_GROWTH, max(1.5, SPREAD_S * 0.7 / result.dispersion_s))
             subject.frames = _clamp(subject.frames * growth)
-        elif too_short and result.dispersion_s < MIN_DISPERSION_S:
+        elif self._is_beyond(subject, result, too_short):
+            subject.frames = MIN_FRAMES
             subject.due = now + TOO_FAST_S
             subject.estimator.reason = (
                 f"faster than a train of {MAX_FRAMES * FRAME_BYTES / 1e6:.1f} MB can tell "
@@ -201,12 +206,19 @@ class Trains:
             subject.estimator.reason = result.reason
         subject.due = now + self._pause_s(subject)
 
+    @staticmethod
+    def _is_beyond(subject: Subject, result: TrainResult, too_short: bool) -> bool:
+        """Tell whether trains cannot measure a link: the longest is too short, or overruns its buffers."""
+        if too_short:
+            return result.dispersion_s < MIN_DISPERSION_S
+        return result.rate_bps is None and subject.frames > MIN_FRAMES and isinstance(subject.what, Hop)
+
     def _pause_s(self, subject: Subject) -> float:
         """Return how long to wait until the next train: a little while the estimate is not settled."""
         if subject.estimator.unsettled and subject.hurry > 0:
             subject.hurry -= 1
             return UNSETTLED_S
-        return self._interval_s
+        return self._interval_s if subject.estimator.value_bps is not None else self._interval_s / 4
 
     def _loss(self, what: Host | Hop, now: float) -> float:
         if isinstance(what, Host):
