@@ -84,6 +84,14 @@ def test_draws_have_the_means_of_the_paper(setup):
     assert np.mean([item.loss_ratio for item in drawn]) == pytest.approx(loss_mean, rel=0.07)
 
 
+def test_fast_devices_do_not_tend_to_have_fast_or_slow_links():
+    small = scenario(devices={"trusted": [], "power_min": 0.001})
+    numbers = range(1, 2001)
+    rates = [access_impairment(small.links, seed=5, host_number=n).rate_bps for n in numbers]
+    powers = [device(small.devices, seed=5, host_number=n).power for n in numbers]
+    assert abs(np.corrcoef(rates, powers)[0, 1]) < 0.1
+
+
 def test_a_slower_device_has_fewer_flops_and_more_overhead():
     devices = scenario().devices
     drawn = sorted((device(devices, seed=5, host_number=n) for n in range(1, 30)), key=lambda d: d.power)
