@@ -8,12 +8,27 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator
 
-from orchestrator.ports import Clock, Entry, Json, Store
+from orchestrator.ports import Clock, Entry, EventSink, Json, Store
 
 log = logging.getLogger(__name__)
 
 _BACKLOG = 1000
 _QUIET_S = 5.0
+
+
+class Progress:
+    """Publishes how far something is, each time it has come `step` further."""
+
+    def __init__(self, events: EventSink, record_id: str, *, step: float = 0.02) -> None:
+        self._events = events
+        self._record_id = record_id
+        self._step = step
+        self._told = -step
+
+    def __call__(self, share: float, text: str) -> None:
+        if share - self._told >= self._step or share >= 1:
+            self._told = share
+            self._events.publish(self._record_id, "progress", {"share": share, "text": text})
 
 
 class EventLog:

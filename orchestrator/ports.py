@@ -248,8 +248,11 @@ class ModelStore(Protocol):
         """Refuse a model that cannot be used, quickly; raises ModelError or NotFound."""
         ...
 
-    def resolve(self, name: str) -> Model:
-        """Read `embedded` (made on first use), a folder path or `job:<id>`; raises as `check` does."""
+    def resolve(self, name: str, *, progress: Callable[[float, str], None]) -> Model:
+        """Read `embedded` (made on first use), a folder path or `job:<id>`; raises as `check` does.
+
+        `progress` is told the share done, 0 to 1, and what is being done, where it takes long.
+        """
         ...
 
     def graph(self, model: Model) -> ModelGraph:

@@ -47,14 +47,12 @@ class FolderModels:
         if name != EMBEDDED:
             _translated(lambda: parse_config(loader.read_config(self._folder(name))))
 
-    def resolve(self, name: str, *, progress: Callable[[float, str], None] | None = None) -> Model:
+    def resolve(self, name: str, *, progress: Callable[[float, str], None]) -> Model:
         """Read a model; the embedded one is made on first use, which takes up to a minute."""
         if name == EMBEDDED:
             with self._making:
                 folder = _translated(
-                    lambda: embedded.ensure(
-                        self._cache_dir, seed=self._seed, progress=progress or _log_progress
-                    )
+                    lambda: embedded.ensure(self._cache_dir, seed=self._seed, progress=progress)
                 )
         else:
             folder = self._folder(name)
@@ -196,7 +194,3 @@ def _read_text(path: str, max_bytes: int) -> bytes:
             f"data {path!r} cannot be read: {error.strerror}; give 'found' or a text file's path",
             field="data",
         ) from error
-
-
-def _log_progress(share: float, text: str) -> None:
-    log.info("embedded model: %3.0f %% %s", 100 * share, text)

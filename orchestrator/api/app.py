@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from importlib.metadata import PackageNotFoundError, version
@@ -49,7 +50,7 @@ class ApiServer:
             listening = socket.create_server((host, port), backlog=_BACKLOG)
         except OSError as error:
             raise Unavailable(
-                f"the API cannot listen on {host} port {port}: {error.strerror or error}; "
+                f"the API cannot listen on {host} port {port}: {_reason(error)}; "
                 "change api_port (network.api_port of the scenario) or end what holds it"
             ) from error
         self.port = int(listening.getsockname()[1])
@@ -71,6 +72,8 @@ class ApiServer:
 
     def stop(self, *, timeout_s: float = 3.0) -> None:
         """Stop answering; requests in progress are cut off after `timeout_s`."""
+        if not self._thread.is_alive():
+            return
         self._server.task_dispatcher.shutdown(timeout=timeout_s)
         # The loop ends when its last connection is gone; only its own thread may close them.
         self._server.trigger.pull_trigger(self._close_all)
@@ -96,6 +99,10 @@ def _check_json() -> None:
         raise InvalidRequest(f"the body is a JSON {type(document).__name__}; send an object like {{}}")
     # Clients that forget the content type are understood all the same.
     request._cached_json = (document, document)
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else str(error)
 
 
 def _version() -> str:

@@ -6,9 +6,8 @@ from flask import Response
 from flask_openapi3 import APIBlueprint, Tag
 
 from orchestrator.api import streams
-from orchestrator.api.pages import ById, Following, Page, entry_json, page, record_json
+from orchestrator.api.pages import ById, Following, Page, entry_json, kept, page, record_json
 from orchestrator.api.services import Services
-from orchestrator.errors import NotFound
 from orchestrator.inference.request import DeploymentRequest
 from orchestrator.ports import Json, Record
 
@@ -78,7 +77,4 @@ def _shown(services: Services, record: Record) -> Json:
 
 
 def _deployment(services: Services, deployment: str) -> Record:
-    record = services.store.get(deployment)
-    if record.kind != "deployment":
-        raise NotFound(f"{deployment!r} is a {record.kind}, not a deployment")
-    return record
+    return kept(services.store, "deployment", deployment)

@@ -6,9 +6,8 @@ from flask import Response
 from flask_openapi3 import APIBlueprint, Tag
 
 from orchestrator.api import streams
-from orchestrator.api.pages import ById, Following, Page, entry_json, epochs, page, record_json
+from orchestrator.api.pages import ById, Following, Page, entry_json, epochs, kept, page, record_json
 from orchestrator.api.services import Services
-from orchestrator.errors import NotFound
 from orchestrator.finetune.request import JobRequest
 from orchestrator.ports import Json, Record
 
@@ -56,7 +55,4 @@ def blueprint(services: Services) -> APIBlueprint:
 
 
 def _job(services: Services, job: str) -> Record:
-    record = services.store.get(job)
-    if record.kind != "job":
-        raise NotFound(f"{job!r} is a {record.kind}, not a job; see /api/v1/{record.kind}s/{job}")
-    return record
+    return kept(services.store, "job", job)

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from orchestrator.ports import Entry, Json, Record, Store
+from orchestrator.errors import NotFound
+from orchestrator.ports import Entry, Json, Record, RecordKind, Store
 
 
 class Body(BaseModel):
@@ -39,6 +40,23 @@ class Following(Body):
     """Where in a stream of events to begin."""
 
     after: Annotated[int, Field(ge=0, description="the last sequence number already seen")] = 0
+
+
+def kept(store: Store, kind: RecordKind, record_id: str) -> Record:
+    """Give a record of one kind.
+
+    Raises:
+        NotFound: there is none by that id, or it is of another kind.
+    """
+    try:
+        record = store.get(record_id)
+    except NotFound as error:
+        raise NotFound(f"there is no {kind} {record_id!r}; GET /api/v1/{kind}s lists them") from error
+    if record.kind != kind:
+        raise NotFound(
+            f"{record_id!r} is a {record.kind}, not a {kind}; see /api/v1/{record.kind}s/{record_id}"
+        )
+    return record
 
 
 def page(items: Sequence[Json], *, total: int, wanted: Page) -> Json:

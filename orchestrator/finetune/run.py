@@ -23,6 +23,7 @@ from orchestrator import nodes as node_states
 from orchestrator.core.errors import CoreError
 from orchestrator.core.jsonable import to_json
 from orchestrator.errors import OrchestratorError, WorkerError, WorkerLost
+from orchestrator.events import Progress
 from orchestrator.finetune import messages as m
 from orchestrator.finetune.data import Split, split
 from orchestrator.finetune.engine import Engine
@@ -122,7 +123,7 @@ class JobRun:
         """Read the model and cut the data; version 0 of the parameters exists afterwards."""
         request = self._request
         self._announce("preparing", f"reading model {request.model} and data {request.data}")
-        self._model = self._models.resolve(request.model)
+        self._model = self._models.resolve(request.model, progress=Progress(self._events, self._job))
         tokens = self._models.tokens(
             self._model, data=request.data, max_bytes=request.data_bytes, seed=self._seed
         )

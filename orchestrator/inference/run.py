@@ -18,6 +18,7 @@ from orchestrator.core.errors import CoreError, Infeasible
 from orchestrator.core.jsonable import to_json
 from orchestrator.core.model import NodeState, Placement, Shard
 from orchestrator.errors import OrchestratorError, WorkerError
+from orchestrator.events import Progress
 from orchestrator.inference import messages as m
 from orchestrator.inference.engine import Engine
 from orchestrator.inference.generations import Generations
@@ -93,7 +94,9 @@ class DeploymentRun:
         self._executor = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix=self.deployment)
         try:
             self._note("preparing", f"reading model {self._request.model}")
-            self._model = self._models.resolve(self._request.model)
+            self._model = self._models.resolve(
+                self._request.model, progress=Progress(self._events, self.deployment)
+            )
             self.spec = self._make_spec(self._model, self.context_tokens)
             self._loop(Engine(self.spec), self._model)
         except (OrchestratorError, CoreError) as error:

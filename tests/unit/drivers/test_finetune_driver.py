@@ -31,7 +31,7 @@ class TinyModels:
         if name != "tiny":
             raise NotFound(f"model {name!r} is no folder here")
 
-    def resolve(self, name):
+    def resolve(self, name, *, progress):
         return Model(
             name=name, folder=Path("/x"), config={}, tokenizer_json="", parameter_bytes=8, digest="d",
             layers=1, context_tokens=64,

@@ -1,0 +1,70 @@
+"""The API under its real server: streams, readers that vanish, an end that comes when asked for."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import pytest
+import requests
+from test_rest_api import World
+
+from orchestrator.api.app import ApiServer
+from orchestrator.errors import Unavailable
+
+
+@pytest.fixture
+def served(tmp_path):
+    made = World(tmp_path)
+    made.server = ApiServer(made.http.application, host="127.0.0.1", port=0)
+    made.server.start()
+    made.url = f"http://127.0.0.1:{made.server.port}"
+    made.http.post("/api/v1/jobs", json={})
+    yield made
+    made.events.close()
+    made.server.stop()
+
+
+def until(condition, timeout_s=15.0):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_events_arrive_as_they_happen_on_many_streams_beside_other_requests(served):
+    streams = [
+        requests.get(f"{served.url}/api/v1/jobs/job-1/events", stream=True, timeout=5) for _ in range(20)
+    ]
+    until(lambda: served.events.watchers() == 20)
+    assert requests.get(f"{served.url}/healthz", timeout=5).json() == {"status": "ok"}
+    served.events.publish("job-1", "epoch", {"epoch": 0})
+    for stream in streams:
+        lines = stream.iter_lines(chunk_size=1, decode_unicode=True)
+        assert next(line for line in lines if line.startswith("event")) == "event: epoch"
+        stream.close()
+
+
+def test_a_reader_that_vanishes_is_forgotten(served):
+    stream = requests.get(f"{served.url}/api/v1/jobs/job-1/events", stream=True, timeout=5)
+    until(lambda: served.events.watchers() == 1)
+    stream.raw._connection.sock.shutdown(socket.SHUT_RDWR)
+    stream.close()
+    until(lambda: served.events.watchers() == 0)
+
+
+def test_a_port_in_use_is_named_with_the_way_out(served):
+    with pytest.raises(
+        Unavailable, match=rf"port {served.server.port}: Address already in use; change api_port"
+    ):
+        ApiServer(served.http.application, host="127.0.0.1", port=served.server.port)
+
+
+def test_stopping_is_prompt_although_connections_are_kept_open(served):
+    session = requests.Session()
+    session.get(f"{served.url}/healthz", timeout=5)
+    started = time.monotonic()
+    served.server.stop()
+    assert time.monotonic() - started < 2
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"{served.url}/healthz", timeout=2)
