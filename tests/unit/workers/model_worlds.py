@@ -1,4 +1,4 @@
-"""What the tests of models, trainer and shards share: a tiny model, a device without pacing, a ring in memory."""
+"""What the tests of models, trainer and shards share: a tiny model, a device, a ring in memory."""
 
 from __future__ import annotations
 
@@ -39,6 +39,8 @@ TINY: dict[str, object] = {
     "eos_token_id": 256,
 }
 DEADLINE_S = 20.0
+
+torch.set_num_threads(1)  # as the workers do; at this size more threads only get in each other's way
 
 
 def config_with(**changes: object) -> dict[str, object]:
@@ -101,7 +103,7 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
 class MemoryChannel:
     """A channel to another host in this process: frames arrive in order, in a thread of their own.
 
-    Like `link.Channel`: `notify` after `close` raises ChannelClosed, and a WireError of the receiver closes it.
+    Like `link.Channel`: `notify` after `close` raises ChannelClosed, a WireError of the receiver closes it.
     """
 
     def __init__(self, sender: str, receiver: ShardHost, blocked: Callable[[], bool]) -> None:
@@ -145,7 +147,7 @@ class Ring:
 
     def __init__(self, names: str = "abc", *, model: Llama | None = None, **profile_changes: Any) -> None:
         self.model = model or tiny_model()
-        self.parameters = {name: value for name, value in self.model.state_dict().items()}
+        self.parameters = dict(self.model.state_dict())
         self.digest = digest(self.parameters)
         self.told: list[tuple[str, str, dict[str, Any]]] = []
         self.unreachable: set[str] = set()
