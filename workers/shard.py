@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,14 +19,14 @@ import torch
 from workers import fields
 from workers.assignment import Assignment
 from workers.compute import ComputeThread
+from workers.deployments import Deployment, Deployments, held_bytes
 from workers.device import Pacer
 from workers.errors import LinkError, ModelError, RequestRefused, WireError
 from workers.head import Generation, Head
-from workers.kv_cache import CacheError, MemoryBudget, SequenceReserve, cache_bytes
-from workers.layer_store import HEAD, LayerStore, Parameters
+from workers.kv_cache import Budget, CacheError, MemoryBudget
+from workers.layer_store import Parameters
 from workers.link import Reply
-from workers.models.config import F32_BYTES, parse_config
-from workers.models.loader import digest
+from workers.models.config import parse_config
 from workers.models.tokenizer import TextStream
 from workers.peers import Dial, PeerLink, PeerLinks
 from workers.probe import probe_layer
@@ -40,17 +39,6 @@ COMMAND_TIMEOUT_S = 30.0
 PROBE_TIMEOUT_S = 60.0
 _LONGEST_PROMPT = 8 << 20
 _LONGEST_DETAIL = 2_000
-
-
-class Deployment:
-    """The epochs of one deployment that this node holds. Its maps are guarded by the host's lock."""
-
-    def __init__(self, name: str, reserve: SequenceReserve, head: Head) -> None:
-        self.name = name
-        self.stages: dict[int, Stage] = {}
-        self.committed: int | None = None
-        self.reserve = reserve
-        self.head = head
 
 
 class ShardHost:
@@ -73,13 +61,12 @@ class ShardHost:
         self._pacer = pacer
         self._notify = notify
         self._clock = clock
-        self._budget = MemoryBudget(memory_bytes)
-        self._store = LayerStore(self._budget)
-        self._links = PeerLinks(dial)
-        self._deployments: dict[str, Deployment] = {}
-        self._lock = threading.Lock()
-        self._preparing = threading.Lock()
         self._ending = threading.Event()
+        self._budget = MemoryBudget(memory_bytes)
+        self._links = PeerLinks(dial)
+        self._deployments = Deployments(
+            self._budget, self._links, make_head=self._make_head, make_stage=self._make_stage
+        )
         self._compute = ComputeThread(f"compute {node}", on_idle=self._tell_overdue)
         self._commands: dict[str, Callable[[Mapping[str, Any]], Reply]] = {
             "shard.holding": self._holding,
@@ -122,9 +109,7 @@ class ShardHost:
         try:
             stage, request = self._addressed(peer_name, frame)
             if stage is None:
-                logger.debug(
-                    "%s of %s for an epoch that is not held: %s", frame.kind, peer_name, frame.fields
-                )
+                logger.debug("%s of %s for no epoch that is held: %s", frame.kind, peer_name, frame.fields)
             elif frame.kind == "activation":
                 self._take_activation(stage, request, frame)
             elif frame.kind == "release":
@@ -136,14 +121,10 @@ class ShardHost:
             raise WireError(f"{frame.kind} of {peer_name}: {error}") from error
 
     def holdings(self) -> list[str]:
-        """Describe what is held, for the heartbeat: `deployment/epoch:first-end` and `+head`."""
-        with self._lock:
-            held = [
-                stage.assignment for entry in self._deployments.values() for stage in entry.stages.values()
-            ]
+        """Describe what is held, for the heartbeat: `deployment/epoch:first-end`, and `+head`."""
         return [
             f"{one.deployment}/{one.epoch}:{one.first_layer}-{one.end_layer}{'+head' if one.head else ''}"
-            for one in held
+            for one in self._deployments.assignments()
         ]
 
     def close(self) -> None:
@@ -152,19 +133,20 @@ class ShardHost:
         self._compute.close()
         self._links.close()
 
+    def _make_head(self, deployment: str) -> Head:
+        return Head(deployment, notify=self._notify, follow_up=self._compute.follow_up, clock=self._clock)
+
+    def _make_stage(
+        self, assignment: Assignment, parameters: Parameters, link: PeerLink | None, budget: Budget
+    ) -> Stage:
+        return Stage(assignment, parameters, link=link, pacer=self._pacer, budget=budget, ending=self._ending)
+
     # Commands
 
     def _prepare(self, frame: Frame) -> Reply:
         assignment = Assignment.parse(frame.fields, node=self._node)
-        sent = fields.parameters(frame.tensors)
-        with ExitStack() as undo:
-            link = self._links.acquire(assignment.next) if assignment.next else None
-            if link:
-                undo.callback(self._links.release, link)
-            with self._preparing:  # one at a time: two could count on the same memory
-                shard_digest = self._hold(assignment, sent, link, undo)
-            undo.pop_all()
-        size_bytes = _parameter_bytes(assignment) + _cache_bytes(assignment)
+        shard_digest = self._deployments.prepare(assignment, fields.parameters(frame.tensors))
+        size_bytes = held_bytes(assignment)
         logger.info(
             "%s epoch %d: layers [%d, %d) ready, %d bytes",
             assignment.deployment,
@@ -175,78 +157,46 @@ class ShardHost:
         )
         return Reply({"ready": True, "digest": shard_digest, "memory_bytes": size_bytes})
 
-    def _hold(self, assignment: Assignment, sent: Parameters, link: PeerLink | None, undo: ExitStack) -> str:
-        """Take parameters and memory for an epoch and enter it; return the shard's digest."""
-        deployment = self._deployment_for(assignment)
-        units = _units(assignment)
-        parameters = self._store.acquire(
-            assignment.model, assignment.config, units, sent, reuse=assignment.reuse
-        )
-        undo.callback(self._store.release, assignment.model, units)
-        shard_digest = _verified_digest(assignment, parameters)
-        self._set_aside(deployment, [assignment])
-        undo.callback(self._set_aside, deployment)
-        stage = Stage(
-            assignment,
-            parameters,
-            link=link,
-            pacer=self._pacer,
-            budget=deployment.reserve,
-            ending=self._ending,
-        )
-        with self._lock:
-            self._deployments[assignment.deployment] = deployment
-            deployment.stages[assignment.epoch] = stage
-        return shard_digest
-
     def _holding(self, message: Mapping[str, Any]) -> Reply:
-        layers, head = self._store.held(fields.text(message, "model"))
+        layers, head = self._deployments.store.held(fields.text(message, "model"))
         return Reply({"layers": layers, "head": head})
 
     def _commit(self, message: Mapping[str, Any]) -> Reply:
-        epoch = fields.integer(message, "epoch")
-        with self._lock:
-            deployment = self._deployment(message)
-            stage = deployment.stages.get(epoch)
-            if deployment.committed is not None and epoch < deployment.committed:
-                raise RequestRefused("stale-epoch", f"epoch {deployment.committed} is committed, not {epoch}")
-            if stage is None:
-                raise RequestRefused("no-such-epoch", f"epoch {epoch} is not prepared here")
-            already = deployment.committed == epoch
-            deployment.committed = epoch
-        if stage.assignment.head and not already:
+        name, epoch = fields.text(message, "deployment"), fields.integer(message, "epoch")
+        deployment, stage, changed = self._deployments.commit(name, epoch)
+        if changed and stage.assignment.head:
             self._compute.call(lambda: deployment.head.switch(stage), COMMAND_TIMEOUT_S)
         return Reply({"epoch": epoch})
 
     def _abort(self, message: Mapping[str, Any]) -> Reply:
         epoch = fields.integer(message, "epoch")
-        with self._lock:
-            deployment = self._deployments.get(fields.text(message, "deployment"))
-            if deployment is None or epoch not in deployment.stages:
-                return Reply()
-            if deployment.committed is not None and epoch <= deployment.committed:
-                raise RequestRefused("committed", f"epoch {epoch} is committed; retire it instead")
-            stages = [deployment.stages.pop(epoch)]
-        self._drop(deployment, stages)
+        deployment = self._found(message)
+        if deployment:
+            self._drop(deployment, self._deployments.take_out_uncommitted(deployment, epoch))
         return Reply()
 
     def _retire(self, message: Mapping[str, Any]) -> Reply:
         epoch = fields.integer(message, "epoch")
-        with self._lock:
-            deployment = self._deployments.get(fields.text(message, "deployment"))
-            if deployment is None:
-                return Reply()
-            stages = [deployment.stages.pop(held) for held in sorted(deployment.stages) if held <= epoch]
-            if deployment.committed is not None and deployment.committed <= epoch:
-                deployment.committed = None
-        self._compute.call(lambda: deployment.head.retire(epoch), COMMAND_TIMEOUT_S)
-        self._drop(deployment, stages)
+        deployment = self._found(message)
+        if deployment:
+            stages = self._deployments.take_out_until(deployment, epoch)
+            self._compute.call(lambda: deployment.head.retire(epoch), COMMAND_TIMEOUT_S)
+            self._drop(deployment, stages)
         return Reply()
 
+    def _found(self, message: Mapping[str, Any]) -> Deployment | None:
+        """Return the deployment named, None if it is not held: what is to go may be gone already."""
+        name = fields.text(message, "deployment")
+        return next((one for one in self._deployments.all() if one.name == name), None)
+
+    def _drop(self, deployment: Deployment, stages: list[Stage]) -> None:
+        for stage in stages:
+            self._compute.call(stage.close, COMMAND_TIMEOUT_S)
+        self._deployments.drop(deployment, stages)
+
     def _generate(self, message: Mapping[str, Any]) -> Reply:
-        with self._lock:
-            deployment = self._deployment(message)
-            stage = None if deployment.committed is None else deployment.stages.get(deployment.committed)
+        deployment = self._deployments.find(fields.text(message, "deployment"))
+        stage = self._deployments.committed_stage(deployment)
         if stage is None or stage.tokenizer is None:
             raise RequestRefused(
                 "not-head", f"this node is not the head of {deployment.name} in a committed epoch"
@@ -260,92 +210,36 @@ class ShardHost:
             text=TextStream(stage.tokenizer),
             last_token_s=self._clock(),
         )
+        prompt_tokens = generation.prompt_tokens
         refusal = self._compute.call(lambda: deployment.head.start(generation), COMMAND_TIMEOUT_S)
         if refusal:
             raise RequestRefused("busy", refusal)
-        return Reply({"prompt_tokens": generation.prompt_tokens})
+        return Reply({"prompt_tokens": prompt_tokens})
 
     def _cancel(self, message: Mapping[str, Any]) -> Reply:
         request = fields.text(message, "request")
-        with self._lock:
-            deployment = self._deployment(message)
+        deployment = self._deployments.find(fields.text(message, "deployment"))
         self._compute.call(lambda: deployment.head.cancel(request), COMMAND_TIMEOUT_S)
         return Reply()
 
     def _probe(self, message: Mapping[str, Any]) -> Reply:
         config = parse_config(fields.section(message, "config"))
-        return Reply(
-            self._compute.call(
-                lambda: probe_layer(config, self._pacer, self._budget, ending=self._ending), PROBE_TIMEOUT_S
-            )
+        found = self._compute.call(
+            lambda: probe_layer(config, self._pacer, self._budget, ending=self._ending), PROBE_TIMEOUT_S
         )
+        return Reply(found)
 
-    # Frames of other nodes, in the compute thread
-
-    def _pass_on(self, stage: Stage, request: str, position: int, sequence: int, rows: torch.Tensor) -> None:
-        if stage.closed:
-            return
-        head = self._left_behind(stage, request)
-        if stage.assignment.head:
-            if head:
-                head.came_round(stage, request, position, sequence, rows)
-            return
-        assert stage.link is not None
-        address = {"deployment": stage.assignment.deployment, "epoch": stage.epoch, "request": request}
-        try:
-            rows = stage.run(request, position, rows)
-        except CacheError as error:
-            logger.warning("%s, request %s: %s", stage.assignment.deployment, request, error)
-            failure = {"code": error.code, "detail": f"{self._node}: {error}"}
-            stage.link.send("release", {**address, "error": failure})
-            return
-        stage.link.send(
-            "activation", {**address, "position": position, "sequence": sequence}, {"x": rows.numpy()}
-        )
-
-    def _left_behind(self, stage: Stage, request: str) -> Head | None:
-        """Free what older epochs cached of a request that has moved to this one; return the head."""
-        with self._lock:
-            deployment = self._deployments.get(stage.assignment.deployment)
-            older = (
-                [one for one in deployment.stages.values() if one.epoch < stage.epoch] if deployment else []
-            )
-        for one in older:
-            one.forget(request)
-        return deployment.head if deployment else None
-
-    def _release(self, stage: Stage, request: str, failure: Mapping[str, str] | None) -> None:
-        if stage.closed:
-            return
-        if stage.assignment.head:
-            head = self._left_behind(stage, request)
-            if failure and head:
-                head.failed(stage, request, f"{failure['code']}: {failure['detail']}")
-            return
-        stage.forget(request)
-        assert stage.link is not None
-        address = {"deployment": stage.assignment.deployment, "epoch": stage.epoch, "request": request}
-        stage.link.send("release", {**address, "error": failure} if failure else address)
-
-    def _tell_overdue(self) -> float | None:
-        with self._lock:
-            heads = [deployment.head for deployment in self._deployments.values()]
-        waits = [wait_s for head in heads if (wait_s := head.tell_overdue()) is not None]
-        return min(waits, default=None)
-
-    # Checks and bookkeeping
+    # Frames of other nodes: checked in the reader's thread, served in the compute thread
 
     def _addressed(self, peer_name: str, frame: Frame) -> tuple[Stage | None, str]:
         """Return the stage a peer's frame is for, None if it is not held, and the request."""
-        epoch = fields.integer(frame.fields, "epoch")
+        name, epoch = fields.text(frame.fields, "deployment"), fields.integer(frame.fields, "epoch")
         request = fields.text(frame.fields, "request")
-        with self._lock:
-            deployment = self._deployments.get(fields.text(frame.fields, "deployment"))
-            stage = deployment.stages.get(epoch) if deployment else None
+        stage = self._deployments.stage(name, epoch)
         if stage and stage.assignment.previous != peer_name:
             raise WireError(
-                f"{frame.kind} of {peer_name} for {stage.assignment.deployment} epoch {epoch}, "
-                f"whose rows come from {stage.assignment.previous}"
+                f"{frame.kind} of {peer_name} for {name} epoch {epoch}, whose rows come from "
+                f"{stage.assignment.previous}"
             )
         return stage, request
 
@@ -363,76 +257,45 @@ class ShardHost:
         rows = torch.from_numpy(array if array.flags.writeable else array.copy())
         self._compute.submit(lambda: self._pass_on(stage, request, position, sequence, rows))
 
-    def _deployment(self, message: Mapping[str, Any]) -> Deployment:
-        name = fields.text(message, "deployment")
-        deployment = self._deployments.get(name)
-        if deployment is None:
-            raise RequestRefused("no-such-deployment", f"deployment {name!r} is not held here")
-        return deployment
-
-    def _deployment_for(self, assignment: Assignment) -> Deployment:
-        """Return the deployment to prepare an epoch of; a new one is not entered yet."""
-        with self._lock:
-            deployment = self._deployments.get(assignment.deployment)
-        if deployment is None:
-            name, follow_up = assignment.deployment, self._compute.follow_up
-            head = Head(name, notify=self._notify, follow_up=follow_up, clock=self._clock)
-            return Deployment(name, SequenceReserve(self._budget), head)
-        if assignment.epoch in deployment.stages:
-            raise RequestRefused("already-prepared", f"epoch {assignment.epoch} is prepared; abort it first")
-        if deployment.committed is not None and assignment.epoch <= deployment.committed:
-            raise RequestRefused(
-                "stale-epoch", f"epoch {deployment.committed} is committed; prepare a later one than that"
+    def _pass_on(self, stage: Stage, request: str, position: int, sequence: int, rows: torch.Tensor) -> None:
+        if stage.closed:
+            return
+        for older in self._deployments.older_stages(stage):
+            older.forget(request)  # the request has gone on to this epoch
+        if stage.link is None or stage.assignment.head:
+            self._deployments.find(stage.assignment.deployment).head.came_round(
+                stage, request, position, sequence, rows
             )
-        return deployment
+            return
+        try:
+            rows = stage.run(request, position, rows)
+        except CacheError as error:
+            logger.warning("%s, request %s: %s", stage.assignment.deployment, request, error)
+            failure = {"code": error.code, "detail": f"{self._node}: {error}"}
+            stage.link.send("release", {**_address(stage, request), "error": failure})
+            return
+        place = {"position": position, "sequence": sequence}
+        stage.link.send("activation", {**_address(stage, request), **place}, {"x": rows.numpy()})
 
-    def _set_aside(self, deployment: Deployment, more: Sequence[Assignment] = ()) -> None:
-        """Keep memory for one sequence of full length in the largest of the deployment's epochs.
+    def _release(self, stage: Stage, request: str, failure: Mapping[str, str] | None) -> None:
+        if stage.closed:
+            return
+        if stage.link is None or stage.assignment.head:
+            if failure:
+                head = self._deployments.find(stage.assignment.deployment).head
+                head.failed(stage, request, f"{failure['code']}: {failure['detail']}")
+            return
+        stage.forget(request)
+        address = _address(stage, request)
+        stage.link.send("release", {**address, "error": failure} if failure else address)
 
-        One, because a sequence's caches of an older epoch are freed when it arrives in a newer one.
-        """
-        with self._lock:
-            held = [stage.assignment for stage in deployment.stages.values()]
-        needed_bytes = max((_cache_bytes(one) for one in [*held, *more]), default=0)
-        deployment.reserve.set_aside(needed_bytes, f"the cache of one sequence of {deployment.name}")
-
-    def _drop(self, deployment: Deployment, stages: list[Stage]) -> None:
-        """Free what epochs hold that are no longer in the deployment's map."""
-        for stage in stages:
-            self._compute.call(stage.close, COMMAND_TIMEOUT_S)
-            self._store.release(stage.assignment.model, _units(stage.assignment))
-            if stage.link:
-                self._links.release(stage.link)
-        with self._preparing:
-            self._set_aside(deployment)
-            with self._lock:
-                if not deployment.stages:
-                    self._deployments.pop(deployment.name, None)
-
-
-def _units(assignment: Assignment) -> list[int]:
-    layers = list(range(assignment.first_layer, assignment.end_layer))
-    return [HEAD, *layers] if assignment.head else layers
+    def _tell_overdue(self) -> float | None:
+        waits = [deployment.head.tell_overdue() for deployment in self._deployments.all()]
+        return min((wait_s for wait_s in waits if wait_s is not None), default=None)
 
 
-def _parameter_bytes(assignment: Assignment) -> int:
-    config = assignment.config
-    head_parameters = config.head_parameters if assignment.head else 0
-    return (head_parameters + assignment.layers * config.layer_parameters) * F32_BYTES
-
-
-def _cache_bytes(assignment: Assignment) -> int:
-    return cache_bytes(assignment.config, layers=assignment.layers, tokens=assignment.context_tokens)
-
-
-def _verified_digest(assignment: Assignment, parameters: Parameters) -> str:
-    """Return the shard's digest; refuse if it is not the one that was announced."""
-    found = digest(parameters)
-    if assignment.digest is not None and found != assignment.digest:
-        raise RequestRefused(
-            "digest-mismatch", f"the shard's digest is {found}, announced was {assignment.digest}"
-        )
-    return found
+def _address(stage: Stage, request: str) -> dict[str, Any]:
+    return {"deployment": stage.assignment.deployment, "epoch": stage.epoch, "request": request}
 
 
 def _prompt(message: Mapping[str, Any], stage: Stage) -> list[int]:

@@ -160,10 +160,10 @@ def test_caches_are_freed_when_a_generation_ends(make_ring: MakeRing) -> None:
         ring.generate("a", request, max_tokens=100)
     for request in ("r1", "r2", "r3"):
         ring.wait_done(request)
-    stages = [host._deployments["d"].stages[1] for host in ring.hosts.values()]
+    stages = [host._deployments.find("d").stages[1] for host in ring.hosts.values()]
     wait_for(lambda: not any(stage._caches for stage in stages), "the release of all caches")
     wait_for(
-        lambda: all(host._deployments["d"].reserve._used_bytes == 0 for host in ring.hosts.values()),
+        lambda: all(host._deployments.find("d").reserve._used_bytes == 0 for host in ring.hosts.values()),
         "the return of the memory",
     )
 
@@ -199,7 +199,7 @@ def test_text_of_the_tokens_is_the_text_of_the_answer(make_ring: MakeRing) -> No
     ring.deploy(THREE)
     ring.generate("a", "r", max_tokens=60)
     ring.wait_done("r")
-    stage = ring.hosts["a"]._deployments["d"].stages[1]
+    stage = ring.hosts["a"]._deployments.find("d").stages[1]
     assert stage.tokenizer
     whole = stage.tokenizer.decode(ring.reference(max_tokens=60)[0])
     assert "".join(entry["text"] for entry in ring.tokens("r")) == whole
