@@ -131,7 +131,9 @@ def _profile(session: Session, status: Mapping[str, Any]) -> dict[str, Any]:
         "trusted": list(session.scenario.devices.trusted),
         "datapath": status["datapath"],
         "congestion_control": status["congestion_control"],
-        "emulation": session.testbed.emulation(),
+        "emulation": {
+            key: value for key, value in session.testbed.emulation().items() if not isinstance(value, dict)
+        },
     }
 
 

@@ -40,7 +40,8 @@ def wait_until_measured(session: Session) -> list[dict[str, Any]]:
                 description=f"paths measured: {len(nodes) - len(missing)} of {len(nodes)}",
             )
             if not missing:
-                return [_row(session, node, paths[session.addresses[node]]) for node in nodes]
+                links = {link["id"]: link for link in session.northbound.get("/northbound/v1/links")["links"]}
+                return [_row(session, node, paths[session.addresses[node]], links) for node in nodes]
             if time.monotonic() > deadline:
                 reasons = "; ".join(f"{node}: {reason}" for node, reason in missing.items())
                 raise NotMeasured(f"not measured within {TIMEOUT_S:g} s: {reasons}")
@@ -63,13 +64,14 @@ def _missing(path: Any) -> str | None:
     return None
 
 
-def _row(session: Session, node: str, path: Any) -> dict[str, Any]:
+def _row(session: Session, node: str, path: Any, links: dict[str, Any]) -> dict[str, Any]:
+    """Compare one path; its capacity is that of the last link, so that link says where it comes from."""
     configured = session.spec.end_to_end(node)
     loss = path["loss_ratio"]
     measured = {
         "delay_s": path["delay_s"]["value"],
         "capacity_bps": path["capacity_bps"]["value"],
-        "capacity_source": path["capacity_bps"]["source"],
+        "capacity_source": links[path["links"][-1]]["capacity_bps"]["source"],
         "available_bps": path["available_bps"]["value"],
         "loss_ratio": loss["value"],
         "loss_low": loss["low"],

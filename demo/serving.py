@@ -15,6 +15,7 @@ TIE_MARGIN = 1e-4
 """A token may differ from the unsplit model's where the two best logits are closer than this (nats)."""
 DEPLOY_TIMEOUT_S = 120.0
 SEEN_TIMEOUT_S = 30.0
+MOVES = ("redistribute", "resplit")
 
 
 class ServingFailed(OrchestratorError):
@@ -25,6 +26,8 @@ class ServingFailed(OrchestratorError):
 class Observed:
     """What was seen while text was generated; times are seconds since the request."""
 
+    requested_at: float
+    """Unix time of the request."""
     tokens: list[dict[str, Any]] = field(default_factory=list)
     text: str = ""
     degraded_at_s: float | None = None
@@ -71,7 +74,7 @@ def generate_and_degrade(session: Session, deployment: dict[str, Any]) -> Observ
         "max_tokens": wanted.max_tokens,
         "stream": True,
     }
-    seen = Observed()
+    seen = Observed(requested_at=time.time())
     began = time.monotonic()
     watcher: threading.Thread | None = None
     for chunk in session.api.stream("/v1/completions", body):
@@ -159,9 +162,13 @@ def figures(session: Session, deployment: dict[str, Any], seen: Observed, folder
     reference, margins = generate(folder, wanted.prompt, wanted.max_tokens)
     tokens = [token["token"] for token in seen.tokens]
     path = f"/api/v1/deployments/{deployment['id']}"
-    decisions = session.api.items(f"{path}/decisions")
-    epochs = [token["epoch"] for token in seen.tokens]
-    switched = next((t["at_s"] for t in seen.tokens if t["epoch"] != epochs[0]), None)
+    decisions = [
+        {**decision, "at_s": decision["at"] - seen.requested_at}
+        for decision in session.api.items(f"{path}/decisions")
+    ]
+    decided = [item["at_s"] for item in decisions if item["verdict"] in MOVES and item["at_s"] > 0]
+    first_epoch = seen.tokens[0]["epoch"]
+    switched = next((token["at_s"] for token in seen.tokens if token["epoch"] != first_epoch), None)
     return {
         "deployment": deployment["id"],
         "prompt": wanted.prompt,
@@ -171,6 +178,7 @@ def figures(session: Session, deployment: dict[str, Any], seen: Observed, folder
         "placements": session.api.get(path)["placements"],
         "degrade": seen.link,
         "degraded_at_s": seen.degraded_at_s,
+        "decided_at_s": decided[0] if decided else None,
         "committed_at_s": switched,
         "token_times": seen.tokens,
         "decisions": decisions,
