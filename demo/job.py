@@ -25,6 +25,7 @@ from topologies import specs, testbed
 ERROR_LIMIT = 0.20
 START_LOSS = (2.3, 2.5)
 MINUTES_LIMIT = 8.0
+LOG_WIDTH = 130
 
 
 class DemoError(OrchestratorError):
@@ -34,6 +35,8 @@ class DemoError(OrchestratorError):
 def run(scenario: Scenario, *, scenario_path: str, json_path: str) -> int:
     """Run the main job; write its figures to `json_path` and the report beside it; return the exit code."""
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = LOG_WIDTH
     phases = Phases(console)
     with _terminable():
         result = _run_on_testbed(scenario, scenario_path, phases)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from demo.session import Session
@@ -33,20 +34,31 @@ def run(session: Session, policy: str) -> dict[str, Any]:
 
 def _follow(session: Session, job: str) -> None:
     told: set[int] = set()
-    with session.console.status("sending model and data to every node") as status:
+    console = session.console
+    with console.status("sending model and data to every node") as status:
         for kind, event in session.api.events(f"/api/v1/jobs/{job}/events"):
             if kind == "state":
                 status.update(f"{event['state']}: {event['reason']}")
                 if event["state"] in _ENDED:
                     return
+            elif kind == "progress":
+                status.update(f"{event['text']}: {event['share']:.0%}")
             elif kind == "epoch" and event["loss"] is not None and event["epoch"] not in told:
                 told.add(event["epoch"])
-                session.console.print(
-                    f"  epoch {event['epoch'] + 1}: {len(event['active'])} nodes, "
-                    f"loss {event['loss']:.4f}, {event['seconds']:.1f} s"
+                console.print(
+                    f"  epoch {event['epoch'] + 1}: loss {event['loss']:.4f}, {event['seconds']:.1f} s, "
+                    f"{len(event['active'])} nodes: {' '.join(event['active'])}"
                 )
             elif kind == "decision" and event["kind"] == "eliminate":
-                session.console.print(f"    {event['verdict']}: {event['reason']}", markup=False)
+                _tell_decision(console, event)
+
+
+def _tell_decision(console: Console, decision: dict[str, Any]) -> None:
+    ranked = sorted(decision["scores"], key=lambda score: score["rank"])
+    if ranked:
+        scores = " ".join(f"{score['node']} {score['score']:.2f}" for score in ranked)
+        console.print(f"    scores: {scores}", style="dim", markup=False)
+    console.print(f"    {decision['verdict']}: {decision['reason']}", markup=False)
 
 
 def _figures(policy: str, job: dict[str, Any], decisions: list[dict[str, Any]]) -> dict[str, Any]:
