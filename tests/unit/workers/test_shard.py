@@ -139,6 +139,34 @@ def test_a_dead_stage_stalls_a_generation_until_the_next_epoch(make_ring: MakeRi
     assert [entry["token"] for entry in ring.tokens("r")] == ring.reference(max_tokens=40)[0]
 
 
+def test_a_late_answer_is_taken_and_one_of_another_pass_is_not(make_ring: MakeRing) -> None:
+    ring = make_ring()
+    ring.deploy(THREE, request_timeout_s=0.05)
+    ring.deaf.add("b")
+    ring.generate("a", "r")
+    wait_for(lambda: any(kind == "stalled" for _, kind, _ in ring.told), "the stall")
+    rows = np.ones((5, 32), dtype=np.float32)
+    for sequence, tokens in ((7, 0), (0, 0), (1, 1), (1, 1)):
+        ring.hosts["a"].on_peer_frame("c", activation(sequence=sequence, x=rows.copy()))
+        ring.ask("a", "cancel", deployment="d", request="none")  # answered after what came before it
+        assert len(ring.tokens("r")) == tokens
+
+
+def test_caches_of_a_route_that_died_do_not_stay_while_its_epoch_is_held(make_ring: MakeRing) -> None:
+    ring = make_ring(**SLOW)
+    ring.deploy(THREE)
+    ring.generate("a", "r", max_tokens=40)
+    wait_for(lambda: len(ring.tokens("r")) >= 3, "three tokens")
+    ring.deaf.add("b")  # the release of epoch 1 ends there
+    ring.deploy([("a", 0, 3), ("c", 3, 6)], 2)
+    wait_for(lambda: any(entry["epoch"] == 2 for entry in ring.tokens("r")), "a token of epoch 2")
+    stages = ring.hosts["c"]._deployments.find("d").stages
+    assert set(stages) == {1, 2}
+    assert not stages[1]._caches
+    ring.wait_done("r")
+    assert [entry["token"] for entry in ring.tokens("r")] == ring.reference(max_tokens=40)[0]
+
+
 def test_a_broken_connection_is_made_again(make_ring: MakeRing) -> None:
     ring = make_ring(**SLOW)
     ring.deploy(THREE)
