@@ -25,6 +25,7 @@ from topologies import specs, testbed
 ERROR_LIMIT = 0.20
 START_LOSS = (2.3, 2.5)
 MINUTES_LIMIT = 8.0
+DEVICE_LATENESS_LIMIT = 0.1
 LOG_WIDTH = 130
 
 
@@ -117,7 +118,7 @@ def _phases(session: Session, status: Mapping[str, Any], phases: Phases) -> dict
         "commit": envelope.commit(),
         "finished_at": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         "machine": envelope.machine(),
-        "profile": _profile(session, status),
+        "profile": _profile(session, status) | {"device_lateness": tuning.device_lateness(runs)},
         "network": {"hosts": status["hosts"], "links": status["links"]},
         "measured": measured,
         "finetune": runs,
@@ -153,8 +154,12 @@ def targets(result: Mapping[str, Any], seconds: float) -> list[Target]:
         Target(name="token_mismatches", value=inference["mismatches"], op="<=", limit=0),
         Target(name="route_changed", value=len(inference["placements"]) > 1, op="==", limit=True),
         Target(name="minutes", value=seconds / 60, op="<=", limit=MINUTES_LIMIT),
+        Target(name="links_kept_up", value=result["profile"]["emulation"]["kept_up"], op="==", limit=True),
         Target(
-            name="emulation_kept_up", value=result["profile"]["emulation"]["kept_up"], op="==", limit=True
+            name="device_lateness_p90",
+            value=result["profile"]["device_lateness"]["p90"],
+            op="<=",
+            limit=DEVICE_LATENESS_LIMIT,
         ),
     ]
     if result["comparison"]:

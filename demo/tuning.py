@@ -101,6 +101,27 @@ def _epoch(epoch: dict[str, Any], decision: dict[str, Any] | None, began_s: floa
     }
 
 
+def device_lateness(runs: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+    """Say how much longer than the emulated devices the real work took, as a share of the device's time.
+
+    0.1 means that a node's epoch took 10 % longer than its device would have; over all nodes, epochs, runs.
+    """
+    shares = sorted(
+        late / (took - late)
+        for figures in runs.values()
+        for epoch in figures["epochs"]
+        for node, took in epoch["node_train_s"].items()
+        if took is not None and (late := epoch["node_late_s"][node] or 0.0) < took
+    )
+    if not shares:
+        return {"p50": None, "p90": None, "max": None}
+    return {
+        "p50": shares[len(shares) // 2],
+        "p90": shares[int(0.9 * (len(shares) - 1))],
+        "max": shares[-1],
+    }
+
+
 def comparison(runs: dict[str, dict[str, Any]]) -> dict[str, float] | None:
     """Return what elimination saved against all resources, and what it cost in loss."""
     if "all" not in runs or "eliminate" not in runs:

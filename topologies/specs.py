@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from math import log2
 
 import numpy as np
 
@@ -74,12 +75,17 @@ class Impairment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """The emulated device of a host: `power` has no unit (Pekel 2025), the rest follows from it."""
+    """The emulated device of a host: `power` has no unit (Pekel 2025), the rest follows from it.
+
+    `nice` is for its process: where many devices share few CPUs, the faster one has to be done first, so it
+    computes first; the slower one has the time to wait that its pacing would make it wait anyway.
+    """
 
     power: float
     compute_flops: float
     layer_overhead_s: float
     memory_bytes: int
+    nice: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +257,13 @@ def device(devices: Devices, *, seed: int, host_number: int) -> Device:
         compute_flops=power * devices.flops_per_power,
         layer_overhead_s=devices.layer_overhead_s * devices.power_mean / power,
         memory_bytes=devices.shard_memory_bytes,
+        nice=niceness(power, reference=devices.power_mean),
     )
+
+
+def niceness(power: float, *, reference: float) -> int:
+    """Return a device's process priority: 5 at the reference power, 5 steps lower for each halving."""
+    return min(max(round(5 + 5 * log2(reference / power)), 0), 19)
 
 
 def _core_impairment(links: Links) -> Impairment:

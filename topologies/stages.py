@@ -272,6 +272,7 @@ class Workers:
                 "node": name,
                 "netns": netns,
                 "log": str(log_path),
+                "nice": host.device.nice,
                 "worker": {
                     "node": name,
                     "orchestrator": f"{self._spec.orch.ip}:{data_port}",

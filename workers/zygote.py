@@ -3,7 +3,7 @@
 `python -m workers.zygote --socket PATH` serves JSON lines on a Unix socket that only this user can open:
 
     {"call": "spawn", "node": "h1", "netns": "/proc/123/ns/net" or null, "log": "FILE", "worker": {...}}
-        -> {"pid": n}; `worker` as in workers/config.py
+        -> {"pid": n}; `worker` as in workers/config.py; "nice": 0 to 19 (0) is the process's priority
     {"call": "reap"}  -> {"exited": [{"pid": n, "status": exit code, or minus the signal's number}]}
     {"call": "stop"}  -> {"stopped": [pids]}, and the zygote ends
 
@@ -136,13 +136,16 @@ class Zygote:
             return {"error": str(error)}
 
     def _spawn(self, call: dict[str, Any]) -> int:
-        if unknown := sorted(set(call) - {"call", "node", "netns", "log", "worker"}):
+        if unknown := sorted(set(call) - {"call", "node", "netns", "log", "worker", "nice"}):
             raise ZygoteError(f"unknown keys: {', '.join(unknown)}")
         node, netns, log, worker = (call.get(key) for key in ("node", "netns", "log", "worker"))
         if not (isinstance(node, str) and isinstance(log, str) and isinstance(worker, dict)):
             raise ZygoteError("spawn needs node (text), log (path) and worker (object)")
         if netns is not None and not isinstance(netns, str):
             raise ZygoteError("netns must be a path or null")
+        nice = call.get("nice", 0)
+        if not isinstance(nice, int) or isinstance(nice, bool) or not 0 <= nice <= 19:
+            raise ZygoteError(f"nice is {nice!r}; it must be a whole number from 0 to 19")
         config = WorkerConfig.from_mapping(worker)
         if config.node != node:
             raise ConfigError(f"node is {node!r}, but worker.node is {config.node!r}")
@@ -155,12 +158,14 @@ class Zygote:
             stack.callback(signal.pthread_sigmask, signal.SIG_UNBLOCK, ENDING_SIGNALS)
             pid = os.fork()
             if pid == 0:
-                self._become_worker(config, netns_fd=netns_fd, log_fd=log_fd, parent=parent)
+                self._become_worker(config, nice=nice, netns_fd=netns_fd, log_fd=log_fd, parent=parent)
         self._children[pid] = node
         logger.info("forked %s as %d", node, pid)
         return pid
 
-    def _become_worker(self, config: WorkerConfig, *, netns_fd: int | None, log_fd: int, parent: int) -> None:
+    def _become_worker(
+        self, config: WorkerConfig, *, nice: int, netns_fd: int | None, log_fd: int, parent: int
+    ) -> None:
         """Turn the forked child into a worker; does not return."""
         code = 1
         try:
@@ -173,6 +178,7 @@ class Zygote:
             self._forget_zygote()
             if netns_fd is not None:
                 self._enter(netns_fd)
+            os.setpriority(os.PRIO_PROCESS, 0, nice)
             configure_logging(config.node)
             code = self._work(config)
         except BaseException:

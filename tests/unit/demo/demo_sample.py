@@ -19,6 +19,8 @@ def _epoch(number: int, active: list[str], eliminated: list[str], ended_s: float
         "loss": 2.4 - 0.1 * number,
         "seconds": 10.0 - number,
         "ended_s": ended_s,
+        "node_train_s": dict.fromkeys(active, 5.0),
+        "node_late_s": dict.fromkeys(active, 0.0) | {active[0]: 1.0},
     }
 
 
@@ -74,7 +76,12 @@ def result() -> dict[str, Any]:
         "command": "utopia demo <sample>",
         "finished_at": "2026-01-01 00:00:00 UTC",
         "machine": {"cores": 2, "cpu": "some cpu", "memory_bytes": 1},
-        "profile": {"datapath": "user", "trusted": ["h1", "h2"], "emulation": {"kept_up": True}},
+        "profile": {
+            "datapath": "user",
+            "trusted": ["h1", "h2"],
+            "emulation": {"kept_up": True},
+            "device_lateness": {"p50": 0.0, "p90": 0.05, "max": 0.4},
+        },
         "phases": [{"name": "network", "seconds": 3.0}],
         "network": {"hosts": [{"name": name} for name in hosts], "links": [_link(a, b) for a, b in links]},
         "measured": [_measured("h1", 0.01), _measured("h2", None)],

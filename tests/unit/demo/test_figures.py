@@ -49,7 +49,8 @@ def test_a_target_is_missed_when_one_path_is_off() -> None:
     assert not met["delay_error_max"]
     assert met["bandwidth_error_max"]
     assert met["minutes"]
-    assert not met["emulation_kept_up"] or sample["profile"]["emulation"]["kept_up"]
+    assert met["links_kept_up"]
+    assert met["device_lateness_p90"]
 
 
 def test_a_route_that_did_not_change_misses_its_target() -> None:
@@ -57,3 +58,10 @@ def test_a_route_that_did_not_change_misses_its_target() -> None:
     del sample["inference"]["placements"][1]
     met = {target.name: target.met for target in job.targets(sample, seconds=60.0)}
     assert not met["route_changed"]
+
+
+def test_device_lateness_is_a_share_of_the_time_that_the_device_would_have_taken() -> None:
+    lateness = tuning.device_lateness(result()["finetune"])
+    assert lateness["max"] == pytest.approx(1.0 / 4.0)
+    assert lateness["p50"] == 0.0
+    assert tuning.device_lateness({}) == {"p50": None, "p90": None, "max": None}

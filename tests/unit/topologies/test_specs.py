@@ -15,6 +15,7 @@ from topologies.specs import (
     access_impairment,
     device,
     network_spec,
+    niceness,
 )
 
 
@@ -167,3 +168,11 @@ def test_a_link_is_found_from_both_ends_and_an_unknown_one_is_refused_with_the_k
 def test_an_impossible_impairment_is_refused_by_name(field, value):
     with pytest.raises(SpecError, match=field):
         Impairment(**{"rate_bps": 1e6, "delay_s": 0.01, field: value})
+
+
+def test_a_faster_device_is_never_behind_a_slower_one() -> None:
+    levels = [niceness(power, reference=30.0) for power in (1, 6, 15, 30, 60, 500)]
+    assert levels == sorted(levels, reverse=True)
+    assert niceness(30.0, reference=30.0) == 5
+    assert min(levels) == 0
+    assert max(levels) == 19

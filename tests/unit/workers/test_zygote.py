@@ -103,10 +103,10 @@ def client(process: subprocess.Popen[bytes], tmp_path: Path) -> Iterator[Client]
 
 @pytest.fixture
 def spawn(client: Client, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    def spawn(node: str, *, netns: str | None = None) -> dict[str, Any]:
+    def spawn(node: str, *, netns: str | None = None, **more: Any) -> dict[str, Any]:
         log = str(tmp_path / f"{node}.log")
         return client.call(
-            call="spawn", node=node, netns=netns, log=log, worker=worker(node, tmp_path / node)
+            call="spawn", node=node, netns=netns, log=log, worker=worker(node, tmp_path / node), **more
         )
 
     return spawn
@@ -117,6 +117,19 @@ def report(tmp_path: Path, node: str) -> dict[str, Any]:
     wait_until(lambda: log.exists() and b"\n" in log.read_bytes(), what=f"{node}'s report")
     line: dict[str, Any] = json.loads(log.read_text().splitlines()[0])
     return line
+
+
+def test_a_spawned_worker_has_the_priority_that_was_asked_for(
+    spawn: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    pid = spawn("h1", nice=7)["pid"]
+    report(tmp_path, "h1")
+    assert os.getpriority(os.PRIO_PROCESS, pid) == 7
+
+
+@pytest.mark.parametrize("nice", [-1, 20, "5", True, 1.5])
+def test_a_priority_out_of_range_is_refused(spawn: Callable[..., dict[str, Any]], nice: object) -> None:
+    assert f"nice is {nice!r}" in spawn("h1", nice=nice)["error"]
 
 
 def test_the_socket_is_for_this_user_only(client: Client, tmp_path: Path) -> None:
