@@ -67,7 +67,8 @@ class Devices(_Section):
     power_mean: Annotated[float, Field(gt=0)] = 30.0
     power_std: Annotated[float, Field(ge=0)] = 15.0
     power_min: Annotated[float, Field(gt=0)] = 5.0
-    flops_per_power: Annotated[float, Field(gt=0)] = 8e7
+    flops_per_power: Annotated[float, Field(gt=0)] = 4e7
+    """Slow enough for two cores to keep up with a dozen devices that fine-tune the built-in model."""
     layer_overhead_s: Annotated[float, Field(ge=0)] = 0.001
     """Fixed cost of running one layer once on a device of mean power; scales with power_mean / power."""
     shard_memory_bytes: Annotated[int, Field(gt=0)] = 1_000_000
@@ -108,10 +109,10 @@ class Weights(_Section):
 class Training(_Section):
     """What a worker does in one epoch."""
 
-    local_steps: Annotated[int, Field(ge=1, le=100_000)] = 4
-    batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
-    sequence_length: Annotated[int, Field(ge=8, le=65536)] = 128
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
+    local_steps: Annotated[int, Field(ge=1, le=100_000)] = 8
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
+    sequence_length: Annotated[int, Field(ge=8, le=65536)] = 64
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 3e-3
     optimiser: Literal["adamw", "sgd"] = "adamw"
     outer_learning_rate: Annotated[float, Field(gt=0, le=10)] = 1.0
 
@@ -127,7 +128,7 @@ class Finetune(_Section):
     training: Training = Training()
     data: str = "found"
     """`found`: text found on every Python installation; else a path to a text file."""
-    data_bytes: Annotated[int, Field(ge=10_000)] = 1_200_000
+    data_bytes: Annotated[int, Field(ge=10_000)] = 450_000
     held_out_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.1
     round_timeout_s: Annotated[float, Field(gt=0)] = 180.0
 
