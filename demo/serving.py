@@ -40,6 +40,7 @@ def deploy(session: Session, model: str) -> dict[str, Any]:
     body = {
         "model": model,
         "min_nodes": wanted.min_nodes,
+        "context_tokens": wanted.context_tokens,
         "thresholds": wanted.thresholds.model_dump(),
         "cost": wanted.cost.model_dump(),
         "monitor_interval_s": wanted.monitor_interval_s,

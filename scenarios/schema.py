@@ -161,6 +161,8 @@ class Inference(_Section):
     """The split deployment."""
 
     min_nodes: Annotated[int, Field(ge=1, le=1000)] = 3
+    context_tokens: Annotated[int, Field(ge=16, le=1_000_000)] = 256
+    """Prompt and answer together; every node of the route reserves memory for the caches of that many."""
     prompt: Annotated[str, Field(min_length=1)] = "The network "
     max_tokens: Annotated[int, Field(ge=1, le=100_000)] = 96
     monitor_interval_s: Annotated[float, Field(gt=0)] = 1.0
