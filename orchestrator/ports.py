@@ -248,6 +248,10 @@ class ModelStore(Protocol):
         """Refuse a model that cannot be used, quickly; raises ModelError or NotFound."""
         ...
 
+    def check_data(self, data: str) -> None:
+        """Refuse a text that cannot be read, quickly; raises InvalidRequest."""
+        ...
+
     def resolve(self, name: str, *, progress: Callable[[float, str], None]) -> Model:
         """Read `embedded` (made on first use), a folder path or `job:<id>`; raises as `check` does.
 

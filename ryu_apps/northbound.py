@@ -190,7 +190,13 @@ def problem(error: RequestError) -> Response:
 
 def _only(request: Request, known: tuple[str, ...]) -> None:
     """Refuse parameters that a resource does not have."""
-    for name in request.GET:
+    try:
+        names = list(request.GET)
+    except UnicodeDecodeError as error:
+        raise BadRequestError(
+            f"the query {request.query_string[:80]!r} is not UTF-8 when decoded; percent-encode it as UTF-8"
+        ) from error
+    for name in names:
         if name not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise BadRequestError(f"{request.path} has no parameter {name!r}; {has}")

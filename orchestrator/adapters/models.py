@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 EMBEDDED = "embedded"
+FOUND = "found"
 _JOB = re.compile(r"job:([A-Za-z0-9-]{1,64})")
 _EVALUATION_BATCH = 16
 _TEXT_LIMIT_BYTES = 1 << 30
@@ -46,6 +47,15 @@ class FolderModels:
         """Refuse a model that cannot be used, without reading or making it."""
         if name != EMBEDDED:
             _translated(lambda: parse_config(loader.read_config(self._folder(name))))
+
+    def check_data(self, data: str) -> None:
+        """Refuse a text that cannot be read, without reading it.
+
+        Raises:
+            InvalidRequest: `data` is neither `found` nor a file that can be read.
+        """
+        if data != FOUND:
+            _check_text(data)
 
     def resolve(self, name: str, *, progress: Callable[[float, str], None]) -> Model:
         """Read a model; the embedded one is made on first use, which takes up to a minute."""
@@ -87,7 +97,7 @@ class FolderModels:
 
     def tokens(self, model: Model, *, data: str, max_bytes: int, seed: int) -> NDArray[np.int32]:
         """Tokenise the fine-tuning text: `found` or a text file's path."""
-        text = corpus.finetune_text(max_bytes, seed) if data == "found" else _read_text(data, max_bytes)
+        text = corpus.finetune_text(max_bytes, seed) if data == FOUND else _read_text(data, max_bytes)
         tokenizer = _translated(lambda: Tokenizer(model.tokenizer_json))
         return np.array(tokenizer.encode(text.decode("utf-8", errors="ignore")), dtype=np.int32)
 
@@ -142,7 +152,7 @@ class FolderModels:
         job = _JOB.fullmatch(name)
         if job is None:
             folder = Path(name)
-            if not folder.is_dir():
+            if not _is_folder(folder):
                 raise NotFound(
                     f"model {name!r} is no folder here; give 'embedded', 'job:<id>' or a Hugging Face folder"
                 )
@@ -185,7 +195,30 @@ def _tensor(array: NDArray[Any]) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name too long, say: no folder either
+        return False
+
+
+def _check_text(path: str) -> None:
+    """Refuse what is no file that can be read; a device or a pipe would never end."""
+    try:
+        if not Path(path).is_file():
+            raise InvalidRequest(
+                f"data {path!r} is no file here; give 'found' or a text file's path", field="data"
+            )
+        with Path(path).open("rb"):
+            pass
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(
+            f"data {path!r} cannot be read: {error}; give 'found' or a text file's path", field="data"
+        ) from error
+
+
 def _read_text(path: str, max_bytes: int) -> bytes:
+    _check_text(path)
     try:
         with Path(path).open("rb") as file:
             return file.read(min(max_bytes, _TEXT_LIMIT_BYTES))

@@ -17,6 +17,8 @@ from orchestrator.api.services import Services
 from orchestrator.errors import InvalidRequest, Unavailable
 
 _BODY_LIMIT_BYTES = 4 * 1024 * 1024
+_DRAINED_BYTES = 16 * _BODY_LIMIT_BYTES
+"""What the server still reads of a body, so that its sender gets the refusal instead of a reset."""
 _THREADS = 40
 _BACKLOG = 128
 
@@ -61,7 +63,7 @@ class ApiServer:
             ident=None,
             channel_request_lookahead=1,  # notices readers of a stream that vanish
             outbuf_high_watermark=1 << 20,
-            max_request_body_size=_BODY_LIMIT_BYTES,
+            max_request_body_size=_DRAINED_BYTES,
             clear_untrusted_proxy_headers=True,
         )
         self._thread = threading.Thread(target=self._server.run, name="api", daemon=True)
@@ -93,7 +95,7 @@ def _check_json() -> None:
         return
     try:
         document = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the body is not JSON: {error}; send an object like {{}}") from error
     if not isinstance(document, dict):
         raise InvalidRequest(f"the body is a JSON {type(document).__name__}; send an object like {{}}")

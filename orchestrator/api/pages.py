@@ -17,11 +17,15 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+_MOST = 2**63 - 1
+"""What the store can count to."""
+
+
 class Page(Body):
     """Which part of a list."""
 
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
-    offset: Annotated[int, Field(ge=0)] = 0
+    offset: Annotated[int, Field(ge=0, le=_MOST)] = 0
 
 
 class ById(Body):
@@ -39,7 +43,7 @@ class ByNode(Body):
 class Following(Body):
     """Where in a stream of events to begin."""
 
-    after: Annotated[int, Field(ge=0, description="the last sequence number already seen")] = 0
+    after: Annotated[int, Field(ge=0, le=_MOST, description="the last sequence number already seen")] = 0
 
 
 def kept(store: Store, kind: RecordKind, record_id: str) -> Record:

@@ -57,6 +57,7 @@ class FinetuneJobs:
             nodes = self._nodes(wanted)
             seed = self._seed if wanted.seed is None else wanted.seed
             self._models.check(wanted.model)
+            self._models.check_data(wanted.data)
             job = self._ids("job")
             engine = self._make_engine(job, wanted, nodes, seed)
             record = Record(

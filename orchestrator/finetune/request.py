@@ -18,6 +18,7 @@ class _Base(BaseModel):
     model: str = Field(
         default="embedded",
         min_length=1,
+        max_length=4096,
         description="`embedded`, a Hugging Face folder, or `job:<id>` for what a job has tuned",
     )
     nodes: tuple[Annotated[str, Field(min_length=1, max_length=63)], ...] | None = Field(

@@ -17,6 +17,7 @@ class DeploymentRequest(BaseModel):
     model: str = Field(
         default="embedded",
         min_length=1,
+        max_length=4096,
         description="`embedded`, a Hugging Face folder, or `job:<id>` for what a job has tuned",
     )
     min_nodes: Annotated[int, Field(ge=1, le=1000)] = Field(

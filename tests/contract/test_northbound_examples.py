@@ -140,6 +140,7 @@ def test_problems_have_the_shape_of_the_examples(
         (f"{BASE}/links/none", "PUT", b'{"capacity_bps": 1}', 404, "link none is not up"),
         (f"{BASE}/paths?src=h1", "GET", None, 400, "src is 'h1', not an IPv4 address"),
         (f"{BASE}/paths?from=1", "GET", None, 400, "no parameter 'from'; it has src, dst"),
+        (f"{BASE}/paths?src=%ff", "GET", None, 400, "is not UTF-8"),
         (f"{BASE}/paths?src={H1}&dst={H1}", "GET", None, 400, "src and dst are both"),
         (f"{BASE}/paths?src={H1}&src={H4}", "GET", None, 400, "src is given 2 times"),
         (f"{BASE}/links/{LINK}", "PUT", None, 400, "the body is missing"),

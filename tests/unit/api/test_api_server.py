@@ -52,6 +52,12 @@ def test_a_reader_that_vanishes_is_forgotten(served):
     until(lambda: served.events.watchers() == 0)
 
 
+def test_the_sender_of_a_body_beyond_the_limit_is_told_so_instead_of_cut_off(served):
+    answer = requests.post(f"{served.url}/api/v1/jobs", data=b"x" * 6_000_000, timeout=10)
+    assert answer.status_code == 413
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
 def test_a_port_in_use_is_named_with_the_way_out(served):
     with pytest.raises(
         Unavailable, match=rf"port {served.server.port}: Address already in use; change api_port"

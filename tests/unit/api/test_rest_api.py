@@ -22,6 +22,7 @@ from orchestrator.core.errors import Infeasible
 from orchestrator.core.model import Measurement, PathMetrics, network
 from orchestrator.errors import Conflict
 from orchestrator.events import EventLog
+from scenarios.schema import Training
 
 
 class World:
@@ -97,7 +98,7 @@ def test_a_wrong_token_request_is_refused_by_field(world, body, field, word):
     assert world.pool.records == {}
 
 
-@pytest.mark.parametrize("body", [b"{", b"[1]", b"\xff\xfe", b'"text"'])
+@pytest.mark.parametrize("body", [b"{", b"[1]", b"\xff\xfe", b'"text"', b"[" * 100_000, b'{"a":' * 100_000])
 def test_a_body_that_is_no_json_object_is_a_400_that_says_so(world, body):
     answer = world.http.post("/api/v1/jobs", data=body, content_type="application/json")
     assert answer.status_code == 400
@@ -112,6 +113,13 @@ def test_a_body_beyond_the_limit_is_refused(world):
     answer = world.http.post("/api/v1/jobs", data=b" " * (5 * 1024 * 1024))
     assert answer.status_code == 413
     assert answer.json["status"] == 413
+
+
+@pytest.mark.parametrize("query", ["offset=99999999999999999999999", f"offset={2**63}", "limit=0"])
+def test_a_page_that_nothing_can_count_to_is_refused_by_field(world, query):
+    answer = world.http.get(f"/api/v1/jobs?{query}")
+    assert answer.status_code == 400
+    assert answer.json["field"] == query.split("=")[0]
 
 
 def test_unknown_paths_and_methods_are_problem_documents(world):
@@ -139,7 +147,7 @@ def test_a_job_is_accepted_with_the_scenarios_defaults_and_a_location(world):
     answer = world.http.post("/api/v1/jobs", json={"policy": "all", "epochs": 3})
     assert answer.status_code == 202
     assert answer.headers["Location"] == "/api/v1/jobs/job-1"
-    assert answer.json["spec"]["training"]["local_steps"] == 4
+    assert answer.json["spec"]["training"] == Training().model_dump()
     assert answer.json["spec"]["policy"] == "all"
 
 

@@ -31,6 +31,10 @@ class TinyModels:
         if name != "tiny":
             raise NotFound(f"model {name!r} is no folder here")
 
+    def check_data(self, data):
+        if data != "found":
+            raise InvalidRequest(f"data {data!r} is no file here", field="data")
+
     def resolve(self, name, *, progress):
         return Model(
             name=name, folder=Path("/x"), config={}, tokenizer_json="", parameter_bytes=8, digest="d",
@@ -318,6 +322,8 @@ def test_what_cannot_run_is_refused_before_anything_starts(world):
         world.submit(nodes=["h9"])
     with pytest.raises(NotFound, match="nowhere"):
         world.submit(model="nowhere")
+    with pytest.raises(InvalidRequest, match="/nope"):
+        world.submit(data="/nope")
     assert world.store.records(limit=9, offset=0)[1] == 0
     assert world.pool.asked == []
 
