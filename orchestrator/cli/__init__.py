@@ -1,6 +1,7 @@
 """The command line: `utopia`.
 
-Exit codes: 0 done, 1 it failed (the reason is on stderr), 2 wrong usage, 3 already up, 4 not up.
+Exit codes: 0 done, 1 it failed (the reason is on stderr), 2 wrong usage, 4 the testbed is not up,
+130 interrupted.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import click
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
@@ -21,22 +22,33 @@ def say(text: str) -> None:
     stderr.print(text, markup=False, soft_wrap=True)
 
 
-def show(value: Any, *, as_json: bool, table: Callable[[Any], Table]) -> None:
-    """Print a result as JSON or as the table that `table` makes of it."""
+def show(value: Any, *, as_json: bool, view: Callable[[Any], RenderableType]) -> None:
+    """Print a result as JSON or as what `view` makes of it for people."""
     if as_json:
         click.echo(json.dumps(value, indent=1))
     else:
-        stdout.print(table(value))
+        stdout.print(view(value))
 
 
-def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Return a table whose first column is text and whose others are figures."""
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index == 0 else "right")
+def make_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    notes: Iterable[str] = (),
+    texts: Iterable[str] = (),
+) -> RenderableType:
+    """Return a table with a title above and notes below.
+
+    The first column and those named in `texts` are text, the others figures.
+    """
+    left = {columns[0], *texts}
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, justify="left" if column in left else "right", overflow="fold")
     for row in rows:
-        made.add_row(*row)
-    return made
+        made.add_row(*(Text(cell) for cell in row))
+    return Group(Text(title, style="italic"), made, *(Text(note) for note in notes))
 
 
 def figure(value: float | None, unit: float = 1.0, digits: int = 1) -> str:

@@ -1,18 +1,26 @@
-"""Commands on the orchestrator's work: nodes, network, scores, finetune, deploy, generate, explain."""
+"""Commands on the orchestrator's work: what it knows, and the jobs and deployments it runs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.text import Text
 
 from orchestrator.cli.output import figure, json_option, make_table, say, show, stderr
 from orchestrator.client import ApiError, Client
 
 DEFAULT_URL = "http://127.0.0.1:8181"
 DEPLOY_TIMEOUT_S = 180.0
+INTERRUPTED = 130
 
 url_option = click.option(
     "--url", default=DEFAULT_URL, envvar="UTOPIA_URL", show_default=True, help="The orchestrator's REST API."
@@ -23,15 +31,15 @@ url_option = click.option(
 @url_option
 @json_option
 def nodes(url: str, as_json: bool) -> None:
-    """List the nodes: alive or not, trusted or not, what they are and do."""
-    show(Client(url).items("/api/v1/nodes"), as_json=as_json, table=_node_table)
+    """List the nodes: whether they live, what they are and do."""
+    show(Client(url).items("/api/v1/nodes"), as_json=as_json, view=_node_table)
 
 
-def _node_table(found: list[dict[str, Any]]) -> Table:
+def _node_table(found: list[dict[str, Any]]) -> RenderableType:
     def row(node: dict[str, Any]) -> tuple[str, ...]:
         return (
             node["node"],
-            "alive" if node["alive"] else f"lost: {node['reason']}",
+            "alive" if node["alive"] else "lost" if node["enrolled"] else "invited",
             "yes" if node["trusted"] else "no",
             figure(node["profile"].get("compute_flops"), 1e-9, 2),
             figure(node["profile"].get("memory_bytes"), 1e-6),
@@ -40,7 +48,11 @@ def _node_table(found: list[dict[str, Any]]) -> Table:
         )
 
     columns = ("node", "state", "trusted", "Gflop/s", "memory MB", "busy", "shards")
-    return make_table(f"{len(found)} nodes", columns, map(row, found))
+    notes = [f"{node['node']}: {node['reason']}" for node in found if node["reason"] and not node["alive"]]
+    title = f"{sum(node['alive'] for node in found)} of {len(found)} nodes are alive"
+    return make_table(
+        title, columns, map(row, found), notes=notes, texts=("state", "trusted", "busy", "shards")
+    )
 
 
 @click.command()
@@ -48,10 +60,10 @@ def _node_table(found: list[dict[str, Any]]) -> Table:
 @json_option
 def network(url: str, as_json: bool) -> None:
     """Show the measured path from the orchestrator to every node."""
-    show(Client(url).get("/api/v1/network"), as_json=as_json, table=_network_table)
+    show(Client(url).get("/api/v1/network"), as_json=as_json, view=_network_table)
 
 
-def _network_table(measured: dict[str, Any]) -> Table:
+def _network_table(measured: dict[str, Any]) -> RenderableType:
     def row(node: dict[str, Any]) -> tuple[str, ...]:
         path = node["from_orchestrator"]
         return (
@@ -71,11 +83,11 @@ def _network_table(measured: dict[str, Any]) -> Table:
 @url_option
 @json_option
 def scores(url: str, as_json: bool) -> None:
-    """Show every node's distance to the utopia point now, criterion by criterion."""
-    show(Client(url).get("/api/v1/scores"), as_json=as_json, table=_score_table)
+    """Show every node's score now, criterion by criterion."""
+    show(Client(url).get("/api/v1/scores"), as_json=as_json, view=_score_table)
 
 
-def _score_table(answer: dict[str, Any]) -> Table:
+def _score_table(answer: dict[str, Any]) -> RenderableType:
     criteria = ("compute", "bandwidth", "delay", "loss", "time")
 
     def row(score: dict[str, Any]) -> tuple[str, ...]:
@@ -83,7 +95,11 @@ def _score_table(answer: dict[str, Any]) -> Table:
         return (score["node"], str(score["rank"]), figure(score["score"], 1, 3), *oriented)
 
     columns = ("node", "rank", "score", *criteria)
-    return make_table("Scores (1 is the utopia point)", columns, map(row, answer["items"]))
+    return make_table(
+        "Scores: 1 is the utopia point; criteria: 1 is the best of all nodes",
+        columns,
+        map(row, answer["items"]),
+    )
 
 
 @click.command()
@@ -92,9 +108,7 @@ def _score_table(answer: dict[str, Any]) -> Table:
 )
 @click.option("--epochs", type=click.IntRange(min=1), default=6, show_default=True)
 @click.option("--model", default="embedded", show_default=True, help="`embedded`, a folder, or job:<id>.")
-@click.option(
-    "--data", default="found", show_default=True, help="`found`, or a text file at the orchestrator."
-)
+@click.option("--data", default="found", show_default=True, help="`found` (on this machine), or a text file.")
 @click.option("--seed", type=click.IntRange(min=0), default=None)
 @url_option
 @json_option
@@ -103,37 +117,59 @@ def finetune(
 ) -> None:
     """Fine-tune a model over the nodes and follow it to the end."""
     client = Client(url)
-    body = {"policy": policy, "epochs": epochs, "model": model, "data": data}
-    job = client.post("/api/v1/jobs", body if seed is None else {**body, "seed": seed})
-    say(f"{job['id']} started; cancel it with: curl -X DELETE {url}/api/v1/jobs/{job['id']}")
-    _follow(client, job["id"], epochs)
-    done = client.get(f"/api/v1/jobs/{job['id']}")
+    body = {"policy": policy, "epochs": epochs, "model": _absolute(model), "data": _absolute(data)}
+    job = client.post("/api/v1/jobs", body if seed is None else {**body, "seed": seed})["id"]
+    say(f"{job} is started")
+    with _goes_on(job, url):
+        _follow(client, job, epochs)
+    done = client.get(f"/api/v1/jobs/{job}")
     if done["state"] != "completed":
-        raise ApiError(f"{job['id']} is {done['state']}: {done['reason']}")
-    show(done, as_json=as_json, table=_job_table)
+        raise ApiError(f"{job} is {done['state']}: {done['reason']}")
+    show(done, as_json=as_json, view=_job_table)
+
+
+def _absolute(name: str) -> str:
+    """Give a file or folder that is here by its full path: the orchestrator runs in another directory."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
+@contextmanager
+def _goes_on(run: str, url: str) -> Iterator[None]:
+    """Say, when the person stops waiting, that what they wait for goes on."""
+    option = "" if url == DEFAULT_URL else f" --url {url}"
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"{run} goes on at the orchestrator. See it with `utopia runs{option}`,")
+        say(f"end it with `utopia stop {run}{option}`")
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _follow(client: Client, job: str, epochs: int) -> None:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=stderr) as progress:
-        bar = progress.add_task("loading model and data", total=epochs)
+    """Print a line per step and epoch until the job ends; at a terminal with a bar below."""
+    columns = (TextColumn("epochs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=stderr, disable=not stderr.is_terminal, transient=True) as progress:
+        bar = progress.add_task("epochs", total=epochs)
         for kind, event in client.events(f"/api/v1/jobs/{job}/events"):
             if kind == "epoch":
-                loss = "" if event["loss"] is None else f", loss {event['loss']:.4f}"
-                text = f"epoch {event['epoch'] + 1}: {len(event['active'])} nodes{loss}"
-                progress.update(bar, completed=event["epoch"] + 1, description=text)
-            elif kind == "state":
-                progress.update(bar, description=event["state"])
-                if event["state"] in ("completed", "failed", "cancelled"):
-                    return
+                progress.update(bar, completed=event["epoch"] + 1)
+            if kind == "state" or (kind == "epoch" and event["loss"] is not None):
+                say(_step(kind, event))
+            if event.get("final"):
+                return
 
 
-def _job_table(job: dict[str, Any]) -> Table:
+def _step(kind: str, event: dict[str, Any]) -> str:
+    if kind == "state":
+        return f"{event['state']}: {event['reason']}"
+    out = f"; eliminated {', '.join(event['eliminated'])}" if event["eliminated"] else ""
+    return (
+        f"epoch {event['epoch'] + 1}: {len(event['active'])} nodes, {event['seconds']:.1f} s, "
+        f"loss {event['loss']:.4f}{out}"
+    )
+
+
+def _job_table(job: dict[str, Any]) -> RenderableType:
     def row(epoch: dict[str, Any]) -> tuple[str, ...]:
         return (
             str(epoch["epoch"] + 1),
@@ -159,25 +195,27 @@ def _job_table(job: dict[str, Any]) -> Table:
 def deploy(model: str, min_nodes: int, url: str, as_json: bool) -> None:
     """Place a model over the nodes and start serving it."""
     client = Client(url)
-    made = client.post("/api/v1/deployments", {"model": model, "min_nodes": min_nodes})
+    made = client.post("/api/v1/deployments", {"model": _absolute(model), "min_nodes": min_nodes})
     say(f"{made['id']} is being placed")
     path = f"/api/v1/deployments/{made['id']}"
-    settled = client.wait(
-        path, lambda answer: answer["state"] in ("serving", "failed"), timeout_s=DEPLOY_TIMEOUT_S
-    )
+    with _goes_on(made["id"], url):
+        settled = client.wait(
+            path, lambda answer: answer["state"] in ("serving", "failed"), timeout_s=DEPLOY_TIMEOUT_S
+        )
     if settled["state"] == "failed":
         raise ApiError(f"{made['id']} failed: {settled['reason']}")
-    show(settled, as_json=as_json, table=_placement_table)
+    show(settled, as_json=as_json, view=_placement_table)
 
 
-def _placement_table(deployment: dict[str, Any]) -> Table:
+def _placement_table(deployment: dict[str, Any]) -> RenderableType:
     placement = deployment["placement"]
     rows = [
         (stage["node"], f"layers {stage['first_layer']} to {stage['end_layer'] - 1}")
         for stage in placement["stages"]
     ]
     title = f"{deployment['id']}: head (embedding, LM head) on {placement['head']}"
-    return make_table(title, ("stage", "holds"), rows)
+    try_it = f"Try: utopia generate {deployment['id']} 'The network '"
+    return make_table(title, ("stage", "holds"), rows, notes=(try_it,), texts=("holds",))
 
 
 @click.command()
@@ -196,26 +234,62 @@ def generate(deployment: str, prompt: str, max_tokens: int, url: str) -> None:
 
 
 @click.command()
+@url_option
+@json_option
+def runs(url: str, as_json: bool) -> None:
+    """List the jobs and deployments, newest first."""
+    show(Client(url).items("/api/v1/runs"), as_json=as_json, view=_run_table)
+
+
+def _run_table(found: list[dict[str, Any]]) -> RenderableType:
+    rows = [(run["id"], run["state"], _when(run["created_at"]), run["reason"] or "") for run in found]
+    return make_table(
+        f"{len(found)} runs", ("run", "state", "since", "why"), rows, texts=("state", "since", "why")
+    )
+
+
+def _when(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s).strftime("%d %b %H:%M:%S")
+
+
+@click.command()
+@click.argument("run")
+@url_option
+def stop(run: str, url: str) -> None:
+    """Cancel RUN if it is a job, take it down if a deployment."""
+    client = Client(url)
+    ended = client.delete(_path(client, run))
+    click.echo(f"{run} is told to end; it was {ended['state']}")
+
+
+def _path(client: Client, run: str) -> str:
+    kind = next((item["kind"] for item in client.items("/api/v1/runs") if item["id"] == run), None)
+    if kind is None:
+        raise ApiError(f"there is no job or deployment {run!r}; `utopia runs` lists them")
+    return f"/api/v1/{kind}s/{run}"
+
+
+@click.command()
 @click.argument("run")
 @url_option
 @json_option
 def explain(run: str, url: str, as_json: bool) -> None:
     """Say what was decided in RUN (a job or deployment), and why."""
     client = Client(url)
-    kind = next((item["kind"] for item in client.items("/api/v1/runs") if item["id"] == run), None)
-    if kind is None:
-        raise ApiError(f"there is no job or deployment {run!r}; `curl {url}/api/v1/runs` lists them")
-    decisions = client.items(f"/api/v1/{kind}s/{run}/decisions")
-    show(decisions, as_json=as_json, table=_decision_table)
+    decisions = client.items(f"{_path(client, run)}/decisions")
+    show(decisions, as_json=as_json, view=_decision_view)
 
 
-def _decision_table(decisions: list[dict[str, Any]]) -> Table:
-    made = Table(title=f"{len(decisions)} decisions", title_justify="left", box=None, header_style="bold")
-    for column in ("decision", "verdict", "why"):
-        made.add_column(column, overflow="fold")
-    for decision in decisions:
-        made.add_row(decision["kind"], decision["verdict"], decision["reason"])
-    return made
+def _decision_view(decisions: list[dict[str, Any]]) -> RenderableType:
+    """Give a paragraph per decision; of one that was taken several times on end, the last."""
+    shown: list[RenderableType] = [f"{len(decisions)} decisions; --json has inputs, scores and alternatives"]
+    for _, same in groupby(decisions, key=lambda decision: (decision["kind"], decision["verdict"])):
+        repeated = list(same)
+        last = repeated[-1]
+        times = f" ({len(repeated)} times; the last:)" if len(repeated) > 1 else ""
+        shown.append(Text(f"{_when(last['at'])}  {last['kind']}: {last['verdict']}{times}", style="bold"))
+        shown.append(Padding(Text(last["reason"]), (0, 0, 0, 4)))
+    return Group(*shown)
 
 
-COMMANDS = (nodes, network, scores, finetune, deploy, generate, explain)
+COMMANDS = (nodes, network, scores, finetune, deploy, generate, runs, stop, explain)

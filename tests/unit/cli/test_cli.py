@@ -7,6 +7,7 @@ import click.testing
 import pytest
 
 from orchestrator import cli
+from orchestrator.cli import emulation, output, work
 from orchestrator.client import ApiError, Client
 
 
@@ -78,3 +79,89 @@ def test_an_error_of_the_api_carries_its_detail_and_status(nobody: str) -> None:
     with pytest.raises(ApiError) as refusal:
         Client(nobody).get("/api/v1/nodes")
     assert refusal.value.status is None
+
+
+def text_of(view: object, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a person sees of `view` on a terminal of 80 columns."""
+    output.Console(width=80).print(view)
+    return capsys.readouterr().out
+
+
+def decision(kind: str, verdict: str, reason: str) -> dict[str, object]:
+    return {"kind": kind, "verdict": verdict, "reason": reason, "at": 0.0}
+
+
+def test_a_decision_taken_again_and_again_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    taken = [
+        decision("place", "place", "asked for"),
+        decision("reconfigure", "keep", "first"),
+        decision("reconfigure", "keep", "second"),
+        decision("reconfigure", "migrate", "third"),
+    ]
+    shown = text_of(work._decision_view(taken), capsys)
+    assert "reconfigure: keep (2 times; the last:)" in shown
+    assert "first" not in shown
+    assert all(reason in shown for reason in ("asked for", "second", "third"))
+
+
+def impairment(delay_s: float) -> dict[str, float]:
+    return {"rate_bps": 1e6, "delay_s": delay_s, "loss_ratio": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("back_s", "rows"),
+    [
+        (0.01, [("h1-g1", "1.00", "10.0", "0.00", "")]),
+        (0.2, [("h1>g1", "1.00", "10.0", "0.00", ""), ("g1>h1", "1.00", "200.0", "0.00", "changed")]),
+    ],
+)
+def test_a_link_changed_in_one_direction_shows_both(back_s: float, rows: list[tuple[str, ...]]) -> None:
+    link = {
+        "name": "h1-g1",
+        "a": "h1",
+        "b": "g1",
+        "configured": {"a_to_b": impairment(0.01), "b_to_a": impairment(0.01)},
+        "current": {"a_to_b": impairment(0.01), "b_to_a": impairment(back_s)},
+    }
+    assert list(emulation._link_rows(link)) == rows
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_degrade_refuses_what_is_not_a_finite_number(
+    value: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, error = invoke(capsys, monkeypatch, "degrade", "h1-g1", f"--rate={value}", "--prefix", "zzz")
+    assert code == 2
+    assert "--rate" in error
+
+
+def test_a_folder_that_is_here_is_sent_by_its_full_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "llama").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert work._absolute("llama") == str(tmp_path / "llama")
+    assert work._absolute("job:job-1") == "job:job-1"
+
+
+class JobThatIsWatched:
+    """Stands in for the client: a job whose watcher loses patience."""
+
+    def __init__(self, url: str) -> None:
+        pass
+
+    def post(self, path: str, body: object) -> dict[str, str]:
+        return {"id": "job-7"}
+
+    def events(self, path: str) -> object:
+        raise KeyboardInterrupt
+
+
+def test_interrupting_the_wait_says_that_the_job_goes_on_and_how_to_end_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "Client", JobThatIsWatched)
+    code, error = invoke(capsys, monkeypatch, "finetune", "--url", "http://there:1")
+    assert code == 130
+    assert "job-7 goes on" in error
+    assert "utopia stop job-7 --url http://there:1" in error
