@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import time
 import urllib.request
@@ -27,9 +25,6 @@ BUSY_SLACK_S = 0.0015
 
 pytestmark = [
     pytest.mark.functional,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-    pytest.mark.skipif(shutil.which("ovs-vsctl") is None, reason="needs Open vSwitch"),
-    pytest.mark.skipif(shutil.which("mnexec") is None, reason="needs Mininet's mnexec"),
 ]
 
 

@@ -23,9 +23,6 @@ QUIET_RTT_EXCESS_S = 0.008
 
 pytestmark = [
     pytest.mark.functional,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-    pytest.mark.skipif(shutil.which("ovs-vsctl") is None, reason="needs Open vSwitch"),
-    pytest.mark.skipif(shutil.which("mnexec") is None, reason="needs Mininet's mnexec"),
 ]
 
 
