@@ -9,10 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 import waitress
 from flask import Flask, json, request
-from flask_openapi3 import Info, OpenAPI
 from waitress import wasyncore
 
 from orchestrator.api import completions, deployments, health, jobs, network, nodes, problems
+from orchestrator.api.document import DocumentedApi
 from orchestrator.api.services import Services
 from orchestrator.errors import InvalidRequest, Unavailable
 
@@ -25,9 +25,9 @@ _BACKLOG = 128
 
 def create_app(services: Services) -> Flask:
     """Put the routes together."""
-    app = OpenAPI(
+    app = DocumentedApi(
         __name__,
-        info=Info(title="Utopia orchestrator", version=_version()),
+        version=_version(),
         validation_error_status=400,
         validation_error_callback=problems.invalid_body,
     )

@@ -6,6 +6,7 @@ from flask import Response
 from flask_openapi3 import APIBlueprint, Tag
 
 from orchestrator.api import streams
+from orchestrator.api.document import answer
 from orchestrator.api.pages import ById, Following, Page, entry_json, kept, page, record_json
 from orchestrator.api.services import Services
 from orchestrator.inference.request import DeploymentRequest
@@ -18,7 +19,11 @@ def blueprint(services: Services) -> APIBlueprint:
     """Serve /deployments and /runs."""
     routes = APIBlueprint("deployments", __name__, url_prefix="/api/v1", abp_tags=[_TAG])
 
-    @routes.post("/deployments", summary="Place and start a model; embedding and head stay on a trusted node")
+    @routes.post(
+        "/deployments",
+        summary="Place and start a model; embedding and head stay on a trusted node",
+        responses=answer(202),
+    )
     def deploy(body: DeploymentRequest) -> tuple[Json, int, dict[str, str]]:
         record = services.deployments.deploy(body)
         return _shown(services, record), 202, {"Location": f"/api/v1/deployments/{record.id}"}
@@ -32,7 +37,7 @@ def blueprint(services: Services) -> APIBlueprint:
     def get_deployment(path: ById) -> Json:
         return _shown(services, _deployment(services, path.id))
 
-    @routes.delete("/deployments/<id>", summary="Take a deployment down")
+    @routes.delete("/deployments/<id>", summary="Take a deployment down", responses=answer(202))
     def undeploy(path: ById) -> tuple[Json, int]:
         _deployment(services, path.id)
         return _shown(services, services.deployments.undeploy(path.id)), 202
@@ -47,7 +52,11 @@ def blueprint(services: Services) -> APIBlueprint:
         )
         return page([entry_json(entry) for entry in entries], total=total, wanted=query)
 
-    @routes.get("/deployments/<id>/events", summary="Follow a deployment (server-sent events)")
+    @routes.get(
+        "/deployments/<id>/events",
+        summary="Follow a deployment (server-sent events)",
+        responses=answer(content_type=streams.CONTENT_TYPE),
+    )
     def events(path: ById, query: Following) -> Response:
         _deployment(services, path.id)
         return streams.events(services.events.follow(path.id, after=query.after))
@@ -57,7 +66,9 @@ def blueprint(services: Services) -> APIBlueprint:
         _deployment(services, path.id)
         return services.deployments.preview(path.id)
 
-    @routes.post("/deployments/<id>/migrate", summary="Have the placement reconsidered now")
+    @routes.post(
+        "/deployments/<id>/migrate", summary="Have the placement reconsidered now", responses=answer(202)
+    )
     def migrate(path: ById) -> tuple[Json, int]:
         record = _deployment(services, path.id)
         services.deployments.migrate(path.id)

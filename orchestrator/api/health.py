@@ -9,6 +9,7 @@ from flask_openapi3 import APIBlueprint, Tag
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from orchestrator.api.document import answer
 from orchestrator.api.services import Services
 from orchestrator.ports import Json, RecordKind
 
@@ -42,7 +43,9 @@ def blueprint(services: Services) -> APIBlueprint:
         }
         return answer, 200 if ready else 503
 
-    @routes.get("/metrics", summary="Metrics in Prometheus' text format")
+    @routes.get(
+        "/metrics", summary="Metrics in Prometheus' text format", responses=answer(content_type="text/plain")
+    )
     def metrics() -> Response:
         return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
 

@@ -6,6 +6,7 @@ from flask import Response
 from flask_openapi3 import APIBlueprint, Tag
 
 from orchestrator.api import streams
+from orchestrator.api.document import answer
 from orchestrator.api.pages import ById, Following, Page, entry_json, epochs, kept, page, record_json
 from orchestrator.api.services import Services
 from orchestrator.finetune.request import JobRequest
@@ -18,7 +19,7 @@ def blueprint(services: Services) -> APIBlueprint:
     """Serve /jobs."""
     routes = APIBlueprint("jobs", __name__, url_prefix="/api/v1", abp_tags=[_TAG])
 
-    @routes.post("/jobs", summary="Start a job; one runs at a time")
+    @routes.post("/jobs", summary="Start a job; one runs at a time", responses=answer(202))
     def submit(body: JobRequest) -> tuple[Json, int, dict[str, str]]:
         record = services.jobs.submit(body)
         return record_json(record), 202, {"Location": f"/api/v1/jobs/{record.id}"}
@@ -33,7 +34,7 @@ def blueprint(services: Services) -> APIBlueprint:
         record = _job(services, path.id)
         return {**record_json(record), "epochs": epochs(services.store, record.id)}
 
-    @routes.delete("/jobs/<id>", summary="Cancel a job")
+    @routes.delete("/jobs/<id>", summary="Cancel a job", responses=answer(202))
     def cancel(path: ById) -> tuple[Json, int]:
         _job(services, path.id)
         return record_json(services.jobs.cancel(path.id)), 202
@@ -46,7 +47,11 @@ def blueprint(services: Services) -> APIBlueprint:
         )
         return page([entry_json(entry) for entry in entries], total=total, wanted=query)
 
-    @routes.get("/jobs/<id>/events", summary="Follow a job (server-sent events)")
+    @routes.get(
+        "/jobs/<id>/events",
+        summary="Follow a job (server-sent events)",
+        responses=answer(content_type=streams.CONTENT_TYPE),
+    )
     def events(path: ById, query: Following) -> Response:
         _job(services, path.id)
         return streams.events(services.events.follow(path.id, after=query.after))

@@ -7,6 +7,7 @@ from typing import Annotated
 from flask_openapi3 import APIBlueprint, Tag
 from pydantic import Field
 
+from orchestrator.api.document import answer
 from orchestrator.api.pages import Body, ByNode, Page, cut
 from orchestrator.api.services import Services
 from orchestrator.ports import Json, NodeRecord
@@ -25,7 +26,9 @@ def blueprint(services: Services) -> APIBlueprint:
     """Serve enrolment tokens and nodes."""
     routes = APIBlueprint("nodes", __name__, url_prefix="/api/v1", abp_tags=[_TAG])
 
-    @routes.post("/enrolment-tokens", summary="Make the one-time token with which a node enrols")
+    @routes.post(
+        "/enrolment-tokens", summary="Make the one-time token with which a node enrols", responses=answer(201)
+    )
     def create_token(body: Invitation) -> tuple[Json, int]:
         token = services.pool.create_token(body.node, trusted=body.trusted)
         return {"node": body.node, "trusted": body.trusted, "token": token}, 201

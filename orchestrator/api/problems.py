@@ -92,7 +92,9 @@ def _any(error: Exception) -> Response:
 
 
 def _invalid_field(item: dict[str, Any]) -> dict[str, str]:
-    field = ".".join(str(part) for part in item["loc"]) or "(body)"
+    field = ".".join(str(part) for part in item["loc"]) or (
+        "(query)" if request.method == "GET" else "(body)"
+    )
     if item["type"] == "extra_forbidden":
         return {"field": field, "detail": "unknown key; /openapi/openapi.json lists the known ones"}
     if item["type"] == "missing":

@@ -10,6 +10,7 @@ from flask import Response
 from orchestrator.api.pages import entry_json
 from orchestrator.ports import Entry
 
+CONTENT_TYPE = "text/event-stream"
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -18,7 +19,7 @@ def events(entries: Iterator[Entry | None]) -> Response:
 
     The server closes the iterator when its reader vanishes, which ends the watch.
     """
-    return Response(_lines(entries), content_type="text/event-stream; charset=utf-8", headers=_HEADERS)
+    return Response(_lines(entries), content_type=f"{CONTENT_TYPE}; charset=utf-8", headers=_HEADERS)
 
 
 def _lines(entries: Iterator[Entry | None]) -> Iterator[str]:

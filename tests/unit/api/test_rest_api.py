@@ -375,3 +375,30 @@ def test_the_openapi_document_lists_the_routes_and_its_page_is_served(world):
     assert "/api/v1/jobs/{id}/events" in document["paths"]
     assert "weights" in document["components"]["schemas"]["JobRequest"]["properties"]
     assert world.http.get("/openapi/swagger").status_code == 200
+    assert 'url=swagger"' in world.http.get("/openapi/").get_data(as_text=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "code", "kind", "error"),
+    [
+        ("get", "/api/v1/nodes", "200", "application/json", "application/problem+json"),
+        ("post", "/api/v1/enrolment-tokens", "201", "application/json", "application/problem+json"),
+        ("post", "/api/v1/jobs", "202", "application/json", "application/problem+json"),
+        ("get", "/api/v1/jobs/{id}/events", "200", "text/event-stream", "application/problem+json"),
+        ("post", "/v1/completions", "200", "application/json", "application/json"),
+    ],
+)
+def test_the_openapi_document_tells_the_answers_as_they_are(world, method, path, code, kind, error):
+    document = world.http.get("/openapi/openapi.json").json
+    answers = document["paths"][path][method]["responses"]
+    assert set(answers) == {code, "default"}
+    assert set(answers[code]["content"]) == {kind}
+    [(found, shape)] = answers["default"]["content"].items()
+    assert found == error
+    assert shape["schema"]["$ref"].rsplit("/", 1)[1] in document["components"]["schemas"]
+
+
+def test_a_query_that_makes_no_sense_as_a_whole_is_called_a_query(world):
+    answer = world.http.get("/api/v1/scores?compute=1")
+    assert answer.status_code == 400
+    assert answer.json["field"] == "(query)"
