@@ -20,7 +20,7 @@ from topologies import rpc
 from topologies.errors import TestbedError, TopologyError
 from topologies.processes import die_with_parent, stop_process, tail
 from topologies.specs import LinkKind, LinkSpec, NetworkSpec
-from topologies.state import Journal
+from topologies.state import Journal, make_directory
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ def api_url(scenario: Scenario) -> str:
 def start_orchestrator(scenario: Scenario, spec: NetworkSpec, netns: str, journal: Journal) -> Component:
     """Start the orchestrator, with its data-plane sockets in `netns`, and wait until it is ready."""
     state_dir = journal.directory / "orchestrator"
-    state_dir.mkdir(mode=0o700, exist_ok=True)
+    make_directory(state_dir)
     config = {
         "api_host": "127.0.0.1",
         "api_port": scenario.network.api_port,

@@ -34,6 +34,21 @@ def directory(prefix: str) -> Path:
     return ROOT / prefix
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory that only this user may read; one that is there is kept.
+
+    Raises:
+        TestbedError: it cannot be had; the text names it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise TestbedError(
+            f"the directory {path} cannot be made: {error.strerror}; what is in its way must go, "
+            "and the disk must be writable"
+        ) from error
+
+
 class Journal:
     """The record of one network. Only its owner writes it."""
 
@@ -60,7 +75,7 @@ class Journal:
         owner = identify("supervisor", os.getpid())
         assert owner is not None
         journal = cls(prefix, owner)
-        (journal.directory / "logs").mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_directory(journal.directory / "logs")
         journal._write()
         return journal
 

@@ -332,11 +332,16 @@ def main() -> None:
 def _run(scenario: Scenario, request: Json, say: Callable[[str, str], None], progress: IO[str]) -> int:
     try:
         lock = _lock(scenario.network.prefix)
-    except TestbedError as error:
-        say("failed", str(error))
+    except (TopologyError, OSError) as error:
+        say("failed", _in_words(error))
         return 1
     with lock:
-        swept = state.sweep(scenario.network.prefix)
+        try:
+            swept = state.sweep(scenario.network.prefix)
+        except (TopologyError, OSError) as error:
+            log.exception("removing what an earlier run had left")
+            say("failed", f"what an earlier run had left cannot be removed: {_in_words(error)}")
+            return 1
         if swept:
             say("progress", f"Removed what an earlier run had left: {', '.join(swept)}")
         supervisor = Supervisor(
@@ -359,10 +364,18 @@ def _run(scenario: Scenario, request: Json, say: Callable[[str, str], None], pro
         except Exception as error:  # the outermost loop: log, take down, tell
             log.exception("failed")
             _take_down(supervisor)
-            say("failed", str(error) if isinstance(error, TopologyError) else repr(error))
+            say("failed", _in_words(error))
             return 1
         _take_down(supervisor)
     return 0
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, TopologyError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return repr(error)
 
 
 def _take_down(supervisor: Supervisor) -> None:

@@ -59,7 +59,7 @@ def up(
     if have is not None:
         raise AlreadyUp(have)
     log_path = state.directory(prefix) / "logs" / "testbed.log"
-    log_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    state.make_directory(log_path.parent)
     request = {
         "scenario": scenario.model_dump(mode="json"),
         "scenario_path": scenario_path,

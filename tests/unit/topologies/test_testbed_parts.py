@@ -16,7 +16,7 @@ from topologies.errors import TestbedError, TopologyError
 from topologies.links import wires
 from topologies.processes import Process, identify, start_ticks, stop_all
 from topologies.specs import network_spec
-from topologies.supervisor import _sides
+from topologies.supervisor import _in_words, _sides
 
 
 @pytest.fixture
@@ -260,3 +260,17 @@ def test_an_endless_line_is_cut_off(serving):
 def test_nobody_listening_is_an_error_with_the_path(tmp_path):
     with pytest.raises(TopologyError, match=r"none\.sock"):
         rpc.call(tmp_path / "none.sock", {"call": "x"})
+
+
+def test_a_directory_that_cannot_be_made_is_one_message_that_names_it(root):
+    (root / "zz").mkdir()
+    (root / "zz" / "logs").write_text("in the way")
+    with pytest.raises(TestbedError, match=r"zz/logs cannot be made: File exists; what is in its way"):
+        state.make_directory(root / "zz" / "logs")
+    assert (root / "zz" / "logs").read_text() == "in the way"
+
+
+def test_a_file_that_cannot_be_used_is_named_in_words_not_as_python_shows_it(root):
+    with pytest.raises(OSError) as failed:
+        (root / "nowhere" / "plan.json").write_text("{}")
+    assert _in_words(failed.value) == f"{root}/nowhere/plan.json: No such file or directory"
