@@ -271,6 +271,6 @@ def test_a_directory_that_cannot_be_made_is_one_message_that_names_it(root):
 
 
 def test_a_file_that_cannot_be_used_is_named_in_words_not_as_python_shows_it(root):
-    with pytest.raises(OSError) as failed:
+    with pytest.raises(FileNotFoundError) as failed:
         (root / "nowhere" / "plan.json").write_text("{}")
     assert _in_words(failed.value) == f"{root}/nowhere/plan.json: No such file or directory"
