@@ -4,6 +4,9 @@ By hand, with its links impaired as in a scenario:
 
     mn --custom topologies/edge_cloud.py --topo edge_cloud,hosts=4,seed=1 --controller remote,port=6653
 
+Careful: when interrupted or failing, `mn` itself cleans up as `mn -c` does: it kills every ryu-manager and
+removes every Open vSwitch bridge of the machine, those of a running testbed, too.
+
 The parts (host, switch, link) work under any Mininet; topologies/network.py puts them together faster.
 """
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +29,9 @@ except ModuleNotFoundError:  # `mn --custom` executes this file from anywhere
     sys.path.insert(0, str(Path(sys._getframe().f_code.co_filename).resolve().parent.parent))
     import topologies  # noqa: F401
 
-from scenarios.schema import parse
+from scenarios.schema import ScenarioError, parse
 from topologies import ovs
+from topologies.errors import TopologyError
 from topologies.links.wires import End
 from topologies.specs import PREFIX_LENGTH, HostSpec, LinkSpec, NetworkSpec, network_spec
 from topologies.state import Journal, sweep
@@ -123,7 +128,7 @@ class EdgeCloud(Topo):  # type: ignore[misc]
         prefix.
         """
         if spec is None or wiring is None:
-            spec, wiring = _by_hand(**by_hand)
+            spec, wiring = _from_words(by_hand)
         datapath = ovs.choose_datapath(datapath)
         for host in spec.all_hosts():
             self.addHost(host.name, cls=EdgeHost, spec=host)
@@ -152,6 +157,21 @@ def interface_name(prefix: str, node: str, port: int) -> str:
     return f"{prefix}-{node}.{port}" if port else f"{node}-eth0"
 
 
+def _from_words(words: dict[str, Any]) -> tuple[NetworkSpec, Wiring]:
+    """Make what `mn` needs.
+
+    What cannot be used ends the program by `SystemExit`: any other error has `mn` clean up the whole machine.
+    """
+    known = tuple(signature(_by_hand).parameters)
+    unknown = [word for word in words if word not in known]
+    if unknown:
+        raise SystemExit(f"edge_cloud does not know {', '.join(unknown)}; it knows {', '.join(known)}")
+    try:
+        return _by_hand(**words)
+    except (ScenarioError, TopologyError) as error:
+        raise SystemExit(f"edge_cloud: {error}") from error
+
+
 def _by_hand(
     hosts: int = 12, domains: int = 3, cores: int = 2, setup: int = 1, seed: int = 7, prefix: str = "mn"
 ) -> tuple[NetworkSpec, Wiring]:
@@ -160,7 +180,7 @@ def _by_hand(
         {
             "name": "by-hand",
             "seed": seed,
-            "topology": {"hosts": hosts, "domains": min(domains, hosts), "cores": cores},
+            "topology": {"hosts": hosts, "domains": _at_most(domains, hosts), "cores": cores},
             "links": {"setup": setup},
             "devices": {"trusted": []},
             "network": {"prefix": prefix},
@@ -182,6 +202,13 @@ def _by_hand(
     wiring.open()
     atexit.register(wiring.close)
     return spec, wiring
+
+
+def _at_most(domains: int, hosts: object) -> int:
+    """Have no more domains than hosts; what is wrong with `hosts` itself is for the schema to say."""
+    return (
+        min(domains, hosts) if isinstance(hosts, int) and hosts > 0 and isinstance(domains, int) else domains
+    )
 
 
 topos = {"edge_cloud": EdgeCloud}
