@@ -73,6 +73,10 @@ class Network(Mininet):  # type: ignore[misc]
                 f"bridges are missing); {ovs.LOG} says why; it ends:\n{tail(ovs.LOG, lines=5)}"
             )
 
+    def missing(self) -> list[str]:
+        """Name the switches that somebody else has removed (`mn -c` removes every bridge there is)."""
+        return ovs.missing_bridges([switch.name for switch in self.switches])
+
     def stop(self) -> None:
         """Remove all: bridges first, so that Open vSwitch does not see its ports vanish."""
         ovs.delete_bridges([switch.name for switch in self.switches])

@@ -96,6 +96,11 @@ def bridges(prefix: str) -> list[str]:
     return [name for name in listed if name.startswith(f"{prefix}-")]
 
 
+def missing_bridges(names: Iterable[str], *, interfaces: Path = Path("/sys/class/net")) -> list[str]:
+    """Return those of `names` that are no bridge any more; cheap: every bridge has a port of its name."""
+    return [name for name in names if not (interfaces / name).exists()]
+
+
 def broken_ports(wanted: set[str]) -> list[str]:
     """Return those of the `wanted` ports and bridges that Open vSwitch does not run, with its reason."""
     document = json.loads(

@@ -161,6 +161,12 @@ class Supervisor:
         if emulator is not None:
             log_path = self._network.wiring.log_path
             self._note("emulator", f"ended with status {emulator}: no packet passes any more; see {log_path}")
+        if missing := self._network.missing():
+            self._note(
+                "switches",
+                f"{', '.join(missing)} were removed by somebody else (mn -c does that): "
+                "no packet passes there; take the testbed down and start it again",
+            )
         if self._workers is not None and self._workers.zygote.process.poll() is None:
             self._reap(self._workers)
         if self._capacities is not None and self._capacities.missing:

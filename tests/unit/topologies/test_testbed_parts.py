@@ -274,3 +274,8 @@ def test_a_file_that_cannot_be_used_is_named_in_words_not_as_python_shows_it(roo
     with pytest.raises(FileNotFoundError) as failed:
         (root / "nowhere" / "plan.json").write_text("{}")
     assert _in_words(failed.value) == f"{root}/nowhere/plan.json: No such file or directory"
+
+
+def test_a_bridge_that_somebody_else_removed_is_missed(tmp_path):
+    (tmp_path / "zz-c1").mkdir()
+    assert ovs.missing_bridges(["zz-c1", "zz-c2"], interfaces=tmp_path) == ["zz-c2"]
