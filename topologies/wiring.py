@@ -163,17 +163,26 @@ class Wiring:
         """Return the exit status of the emulator, None while it runs or before it started."""
         return self._emulator.poll() if self._emulator else None
 
+    def _ended(self, status: int) -> str:
+        return (
+            f"the link emulator ended with status {status}, so no packet passes any more; see {self.log_path}"
+        )
+
     def change(self, direction: str, values: dict[str, float | int]) -> Impairment:
         """Change what one direction (`h1-g1`) does to packets; what is not in `values` stays.
 
         Raises:
             TopologyError: there is no such direction, the values are bad or the emulator is gone.
         """
+        if (status := self.emulator_status()) is not None:
+            raise EmulationError(f"{self._ended(status)}; take the testbed down and start it again")
         answer = rpc.call(self.socket, {"call": "set", "direction": direction, "impairment": values})
         return Impairment(**answer["impairment"])
 
     def report(self) -> Json:
-        """Return the emulator's report (topologies/links/emulator.py)."""
+        """Return the emulator's report (topologies/links/emulator.py); a dead one did not keep up."""
+        if (status := self.emulator_status()) is not None:
+            return emulator.no_report(self.backend, reason=self._ended(status))
         return rpc.call(self.socket, {"call": "report"}, timeout_s=5.0)
 
     def close(self) -> None:

@@ -257,6 +257,19 @@ class Emulator:
         }
 
 
+def no_report(backend: str, *, reason: str) -> Json:
+    """Return the report of an emulator that is gone: nothing is known, and it did not keep up."""
+    unknown = dict.fromkeys(("packets", "lost_packets", "overflow_packets", "lateness", "lateness_recent"))
+    return {
+        "backend": backend,
+        **unknown,
+        "impairments": {},
+        "reason": reason,
+        "kept_up": False,
+        "kept_up_rule": "the emulator runs",
+    }
+
+
 def setup_commands(backend: str, directions: list[Direction]) -> tuple[tuple[tuple[str, ...], str], ...]:
     """Return the commands, with their input, that impair directions for the first time."""
     if backend == "netem":

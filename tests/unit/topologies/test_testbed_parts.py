@@ -17,6 +17,7 @@ from topologies.links import wires
 from topologies.processes import Process, identify, start_ticks, stop_all
 from topologies.specs import network_spec
 from topologies.supervisor import _in_words, _sides
+from topologies.wiring import Wiring
 
 
 @pytest.fixture
@@ -279,3 +280,14 @@ def test_a_file_that_cannot_be_used_is_named_in_words_not_as_python_shows_it(roo
 def test_a_bridge_that_somebody_else_removed_is_missed(tmp_path):
     (tmp_path / "zz-c1").mkdir()
     assert ovs.missing_bridges(["zz-c1", "zz-c2"], interfaces=tmp_path) == ["zz-c2"]
+
+
+def test_an_emulator_that_died_is_reported_as_not_keeping_up_and_refuses_changes_with_the_reason(tmp_path):
+    wiring = Wiring("zz", backend="nfqueue", seed=1, state_dir=tmp_path, record=lambda name, pid: None)
+    wiring._emulator = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+    wiring._emulator.wait(30)
+    found = testbed._flat(wiring.report())
+    assert (found["kept_up"], found["lateness_p99_s"]) == (False, None)
+    assert "ended with status 3, so no packet passes" in found["reason"]
+    with pytest.raises(TopologyError, match=r"ended with status 3.*take the testbed down and start it again"):
+        wiring.change("h1-g1", {"delay_s": 0.1})
