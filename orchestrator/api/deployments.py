@@ -7,7 +7,7 @@ from flask_openapi3 import APIBlueprint, Tag
 
 from orchestrator.api import streams
 from orchestrator.api.document import answer
-from orchestrator.api.pages import ById, Following, Page, entry_json, kept, page, record_json
+from orchestrator.api.pages import ById, Following, Page, decisions, kept, page, record_json
 from orchestrator.api.services import Services
 from orchestrator.inference.request import DeploymentRequest
 from orchestrator.ports import Json, Record
@@ -45,12 +45,8 @@ def blueprint(services: Services) -> APIBlueprint:
     @routes.get(
         "/deployments/<id>/decisions", summary="List what was decided, on what, with which alternatives"
     )
-    def decisions(path: ById, query: Page) -> Json:
-        _deployment(services, path.id)
-        entries, total = services.store.entries(
-            path.id, type="decision", limit=query.limit, offset=query.offset
-        )
-        return page([entry_json(entry) for entry in entries], total=total, wanted=query)
+    def list_decisions(path: ById, query: Page) -> Json:
+        return decisions(services.store, _deployment(services, path.id).id, query)
 
     @routes.get(
         "/deployments/<id>/events",

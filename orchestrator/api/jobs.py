@@ -7,7 +7,7 @@ from flask_openapi3 import APIBlueprint, Tag
 
 from orchestrator.api import streams
 from orchestrator.api.document import answer
-from orchestrator.api.pages import ById, Following, Page, entry_json, epochs, kept, page, record_json
+from orchestrator.api.pages import ById, Following, Page, decisions, epochs, kept, page, record_json
 from orchestrator.api.services import Services
 from orchestrator.finetune.request import JobRequest
 from orchestrator.ports import Json, Record
@@ -40,12 +40,8 @@ def blueprint(services: Services) -> APIBlueprint:
         return record_json(services.jobs.cancel(path.id)), 202
 
     @routes.get("/jobs/<id>/decisions", summary="List what was decided in a job, and why")
-    def decisions(path: ById, query: Page) -> Json:
-        _job(services, path.id)
-        entries, total = services.store.entries(
-            path.id, type="decision", limit=query.limit, offset=query.offset
-        )
-        return page([entry_json(entry) for entry in entries], total=total, wanted=query)
+    def list_decisions(path: ById, query: Page) -> Json:
+        return decisions(services.store, _job(services, path.id).id, query)
 
     @routes.get(
         "/jobs/<id>/events",

@@ -84,15 +84,24 @@ def blueprint(services: Services) -> APIBlueprint:
 
 
 def round_times(services: Services) -> dict[str, float | None]:
-    """Give each node's last known round time: from the newest job that has one."""
+    """Give each alive node's last round time, of the newest job since it attached that has any.
+
+    Times of before are another process's: the device behind the name may have changed.
+    """
+    attached = {node.node: node.attached_at for node in services.pool.nodes() if node.alive}
     records, _ = services.store.records(kind="job", limit=20, offset=0)
     for record in records:
         times: dict[str, float | None] = {}
         for report in epochs(services.store, record.id):
             times |= report["node_round_s"]
-        if times:
-            return times
+        known = {node: time for node, time in times.items() if _since(attached.get(node), record.created_at)}
+        if known:
+            return known
     return {}
+
+
+def _since(attached_at: float | None, at: float) -> bool:
+    return attached_at is not None and at >= attached_at
 
 
 def path_json(path: PathMetrics) -> Json:

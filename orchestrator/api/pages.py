@@ -74,6 +74,12 @@ def cut(items: Sequence[Any], wanted: Page, as_json: Callable[[Any], Json]) -> J
     return page([as_json(item) for item in part], total=len(items), wanted=wanted)
 
 
+def decisions(store: Store, run: str, wanted: Page) -> Json:
+    """Give one page of what was decided in a job or deployment."""
+    entries, total = store.entries(run, type="decision", limit=wanted.limit, offset=wanted.offset)
+    return page([entry_json(entry) for entry in entries], total=total, wanted=wanted)
+
+
 def record_json(record: Record) -> Json:
     """Write a job or deployment as JSON."""
     return {

@@ -21,6 +21,7 @@ from orchestrator.client import ApiError, Client
 DEFAULT_URL = "http://127.0.0.1:8181"
 DEPLOY_TIMEOUT_S = 180.0
 INTERRUPTED = 130
+_BEFORE_SERVING = ("accepted", "preparing")
 
 url_option = click.option(
     "--url", default=DEFAULT_URL, envvar="UTOPIA_URL", show_default=True, help="The orchestrator's REST API."
@@ -91,7 +92,8 @@ def _score_table(answer: dict[str, Any]) -> RenderableType:
     criteria = ("compute", "bandwidth", "delay", "loss", "time")
 
     def row(score: dict[str, Any]) -> tuple[str, ...]:
-        oriented = (figure(score["criteria"].get(name, {}).get("oriented"), 1, 2) for name in criteria)
+        found = (score["criteria"].get(name, {"value": None}) for name in criteria)
+        oriented = (figure(None if one["value"] is None else one["oriented"], 1, 2) for one in found)
         return (score["node"], str(score["rank"]), figure(score["score"], 1, 3), *oriented)
 
     columns = ("node", "rank", "score", *criteria)
@@ -200,10 +202,10 @@ def deploy(model: str, min_nodes: int, url: str, as_json: bool) -> None:
     path = f"/api/v1/deployments/{made['id']}"
     with _goes_on(made["id"], url):
         settled = client.wait(
-            path, lambda answer: answer["state"] in ("serving", "failed"), timeout_s=DEPLOY_TIMEOUT_S
+            path, lambda answer: answer["state"] not in _BEFORE_SERVING, timeout_s=DEPLOY_TIMEOUT_S
         )
-    if settled["state"] == "failed":
-        raise ApiError(f"{made['id']} failed: {settled['reason']}")
+    if settled["state"] in ("failed", "retired"):
+        raise ApiError(f"{made['id']} is {settled['state']}: {settled['reason']}")
     show(settled, as_json=as_json, view=_placement_table)
 
 

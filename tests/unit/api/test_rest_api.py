@@ -22,6 +22,7 @@ from orchestrator.core.errors import Infeasible
 from orchestrator.core.model import Measurement, PathMetrics, network
 from orchestrator.errors import Conflict
 from orchestrator.events import EventLog
+from orchestrator.ports import Record
 from scenarios.schema import Training
 
 
@@ -402,3 +403,15 @@ def test_a_query_that_makes_no_sense_as_a_whole_is_called_a_query(world):
     answer = world.http.get("/api/v1/scores?compute=1")
     assert answer.status_code == 400
     assert answer.json["field"] == "(query)"
+
+
+def test_round_times_of_before_a_node_attached_do_not_count_in_its_score(world):
+    world.pool.join("h1", attached_at=100.0)
+    world.pool.join("h2", attached_at=200.0)
+    world.northbound.value = network(0.0, [])
+    world.store.add(Record(id="job-1", kind="job", state="completed", created_at=150.0, spec={}))
+    world.store.append(
+        "job-1", at=160.0, type="epoch", body={"epoch": 0, "node_round_s": {"h1": 3.0, "h2": 4.0}}
+    )
+    items = world.http.get("/api/v1/scores").json["items"]
+    assert {item["node"]: item["criteria"]["time"]["value"] for item in items} == {"h1": 3.0, "h2": None}
