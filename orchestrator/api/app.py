@@ -6,9 +6,10 @@ import os
 import socket
 import threading
 from importlib.metadata import PackageNotFoundError, version
+from urllib.parse import urlsplit
 
 import waitress
-from flask import Flask, json, request
+from flask import Flask, abort, json, request
 from waitress import wasyncore
 
 from orchestrator.api import completions, deployments, health, jobs, network, nodes, problems
@@ -32,6 +33,7 @@ def create_app(services: Services) -> Flask:
         validation_error_callback=problems.invalid_body,
     )
     app.config["MAX_CONTENT_LENGTH"] = _BODY_LIMIT_BYTES
+    app.before_request(_check_origin)
     app.before_request(_check_json)
     problems.register(app)
     for part in (health, nodes, network, jobs, deployments, completions):
@@ -83,6 +85,13 @@ class ApiServer:
 
     def _close_all(self) -> None:
         wasyncore.close_all(self._server._map, ignore_all=True)
+
+
+def _check_origin() -> None:
+    """Refuse what a page of another site makes the operator's browser send; programs send no Origin."""
+    origin = request.headers.get("Origin")
+    if origin is not None and urlsplit(origin).netloc != request.host:
+        abort(403, f"requests from pages of {origin[:200]} are refused; use a page of {request.host_url}")
 
 
 def _check_json() -> None:

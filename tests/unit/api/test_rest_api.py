@@ -110,6 +110,16 @@ def test_a_body_is_understood_without_a_content_type(world):
     assert world.http.post("/api/v1/enrolment-tokens", data=b'{"node": "h1"}').status_code == 201
 
 
+def test_a_page_of_another_site_cannot_make_the_browser_act(world):
+    for origin in ("http://evil.example", "null", "http://localhost:1"):
+        answer = world.http.post("/api/v1/enrolment-tokens", json={"node": "h1"}, headers={"Origin": origin})
+        assert (answer.status_code, answer.content_type) == (403, "application/problem+json")
+    own = world.http.post(
+        "/api/v1/enrolment-tokens", json={"node": "h1"}, headers={"Origin": "http://localhost"}
+    )
+    assert own.status_code == 201
+
+
 def test_a_body_beyond_the_limit_is_refused(world):
     answer = world.http.post("/api/v1/jobs", data=b" " * (5 * 1024 * 1024))
     assert answer.status_code == 413
