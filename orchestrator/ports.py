@@ -76,8 +76,8 @@ class Answer:
 class WorkerPool(Protocol):
     """The nodes: who they are, whether they live, and how to ask them for something."""
 
-    def create_token(self, node: str, *, trusted: bool) -> str:
-        """Make the one-time enrolment token of `node`."""
+    def create_token(self, node: str, *, trusted: bool | None) -> str:
+        """Make the one-time enrolment token of `node`; `trusted` None: as it was, not trusted if new."""
         ...
 
     def revoke(self, node: str) -> None:

@@ -21,7 +21,7 @@ class ScenarioError(Exception):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Topology(_Section):
@@ -74,7 +74,8 @@ class Devices(_Section):
     shard_memory_bytes: Annotated[int, Field(gt=0)] = 1_000_000
     """What a node may hold of a model's parameters and caches."""
     pacing: bool = True
-    trusted: tuple[str, ...] = ("h1", "h2")
+    trusted: Annotated[tuple[str, ...], Field(min_length=1)] = ("h1", "h2")
+    """Where embedding, head and prompts may be; a model can be served only with one of these alive."""
 
 
 class Network(_Section):

@@ -98,8 +98,10 @@ class Authority:
         context.sslsocket_class = _reporting_serials(on_certificate)
         return context
 
-    def create_token(self, node: str, *, trusted: bool) -> str:
+    def create_token(self, node: str, *, trusted: bool | None) -> str:
         """Make the one-time token with which `node` may enrol; an older unused one stops working.
+
+        `trusted` None leaves the operator's word about a known node as it is; a new one is not trusted.
 
         Raises:
             InvalidRequest: the name is not a node name or is reserved.
@@ -112,8 +114,9 @@ class Authority:
             )
         secret = secrets.token_urlsafe(24)
         with self._lock:
-            known = self._registry.get(node) or NodeTrust(node=node, trusted=trusted)
-            self._put(replace(known, trusted=trusted, token_sha256=_digest(secret)))
+            known = self._registry.get(node) or NodeTrust(node=node, trusted=False)
+            trust = known.trusted if trusted is None else trusted
+            self._put(replace(known, trusted=trust, token_sha256=_digest(secret)))
         return f"{secret}.{self.fingerprint}"
 
     def enrol(self, *, node: str, secret: str, csr_pem: str) -> str:

@@ -147,7 +147,7 @@ class LiveWorkerPool:
         """Answer None when workers can attach, else why not."""
         return None if self._server is not None else "the data-plane listener is not up"
 
-    def create_token(self, node: str, *, trusted: bool) -> str:
+    def create_token(self, node: str, *, trusted: bool | None) -> str:
         """Make the one-time enrolment token of `node`."""
         return self._authority.create_token(node, trusted=trusted)
 

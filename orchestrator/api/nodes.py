@@ -16,10 +16,13 @@ _TAG = Tag(name="nodes", description="Nodes and their enrolment")
 
 
 class Invitation(Body):
-    """Whom a token is for, and whether the operator trusts that node with prompts and outputs."""
+    """Whom a token is for, and whether the operator trusts that node with prompts and outputs.
+
+    Without `trusted` a known node stays as it was, and a new one is not trusted.
+    """
 
     node: Annotated[str, Field(min_length=1, max_length=63)]
-    trusted: bool = False
+    trusted: bool | None = None
 
 
 def blueprint(services: Services) -> APIBlueprint:
@@ -31,7 +34,7 @@ def blueprint(services: Services) -> APIBlueprint:
     )
     def create_token(body: Invitation) -> tuple[Json, int]:
         token = services.pool.create_token(body.node, trusted=body.trusted)
-        return {"node": body.node, "trusted": body.trusted, "token": token}, 201
+        return {"node": body.node, "trusted": services.pool.node(body.node).trusted, "token": token}, 201
 
     @routes.get("/nodes", summary="List every node that was ever invited")
     def list_nodes(query: Page) -> Json:

@@ -109,6 +109,13 @@ def test_an_unused_token_dies_with_the_revocation(authority):
         authority.revoke("h2")
 
 
+def test_a_new_token_leaves_the_operators_word_as_it_is_unless_he_changes_it(authority):
+    authority.create_token("h1", trusted=True)
+    authority.create_token("h1", trusted=None)
+    authority.create_token("h2", trusted=None)
+    assert {trust.node: trust.trusted for trust in authority.known()} == {"h1": True, "h2": False}
+
+
 def test_trust_is_what_the_operator_said_last(authority):
     authority.create_token("h1", trusted=True)
     authority.create_token("h1", trusted=False)

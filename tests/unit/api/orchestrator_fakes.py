@@ -90,7 +90,7 @@ class FakePool:
 
     def create_token(self, node, *, trusted):
         self.records[node] = NodeRecord(
-            node=node, trusted=trusted, enrolled=False, alive=False, reason="has not enrolled yet"
+            node=node, trusted=bool(trusted), enrolled=False, alive=False, reason="has not enrolled yet"
         )
         return f"secret-of-{node}.{'0' * 64}"
 
