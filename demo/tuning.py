@@ -34,6 +34,7 @@ def run(session: Session, policy: str) -> dict[str, Any]:
 
 def _follow(session: Session, job: str) -> None:
     told: set[int] = set()
+    doing = ""
     console = session.console
     with console.status("sending model and data to every node") as status:
         for kind, event in session.api.events(f"/api/v1/jobs/{job}/events"):
@@ -43,6 +44,9 @@ def _follow(session: Session, job: str) -> None:
                     return
             elif kind == "progress":
                 status.update(f"{event['text']}: {event['share']:.0%}")
+                if event["text"] != doing:
+                    doing = event["text"]
+                    console.print(f"  {doing}")
             elif kind == "epoch" and event["loss"] is not None and event["epoch"] not in told:
                 told.add(event["epoch"])
                 console.print(

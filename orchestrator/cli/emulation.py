@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -107,16 +109,21 @@ Stop it with: make mininet-down SCENARIO={scenario}""")
 @click.command()
 @click.argument("scenario", default=DEFAULT_SCENARIO, type=click.Path(dir_okay=False))
 @click.option("--prefix", default=None, help="Which testbed; default: the scenario's.")
-def down(scenario: str, prefix: str | None) -> None:
-    """Stop exactly what `up` started, also after a crash."""
+@json_option
+def down(scenario: str, prefix: str | None, as_json: bool) -> None:
+    """Stop exactly what `up` started, also after a crash; --json names each thing."""
     from topologies import testbed
 
     prefix = prefix or _scenario(scenario).network.prefix
     with _explained():
         removed = testbed.down(prefix, progress=say)
-    for thing in removed:
-        click.echo(f"removed {thing}")
-    if not removed:
+    if as_json:
+        click.echo(json.dumps({"removed": removed}, indent=1))
+    elif removed:
+        kinds = Counter(thing.partition(" ")[0] for thing in removed)
+        counts = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
+        click.echo(f"Removed everything of testbed {prefix}: {counts}")
+    else:
         click.echo(f"Nothing of testbed {prefix} was there.")
 
 
