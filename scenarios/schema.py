@@ -74,7 +74,7 @@ class Devices(_Section):
     shard_memory_bytes: Annotated[int, Field(gt=0)] = 1_000_000
     """What a node may hold of a model's parameters and caches."""
     pacing: bool = True
-    trusted: Annotated[tuple[str, ...], Field(min_length=1)] = ("h1", "h2")
+    trusted: tuple[str, ...] = ("h1", "h2")
     """Where embedding, head and prompts may be; a model can be served only with one of these alive."""
 
 
@@ -113,7 +113,7 @@ class Training(_Section):
     local_steps: Annotated[int, Field(ge=1, le=100_000)] = 8
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
     sequence_length: Annotated[int, Field(ge=8, le=65536)] = 64
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = 3e-3
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 1.5e-3
     optimiser: Literal["adamw", "sgd"] = "adamw"
     outer_learning_rate: Annotated[float, Field(gt=0, le=10)] = 1.0
 

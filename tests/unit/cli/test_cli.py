@@ -165,3 +165,13 @@ def test_interrupting_the_wait_says_that_the_job_goes_on_and_how_to_end_it(
     assert code == 130
     assert "job-7 goes on" in error
     assert "utopia stop job-7 --url http://there:1" in error
+
+
+def test_a_demo_without_a_trusted_node_is_refused_before_anything_is_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario = tmp_path / "nobody.yaml"
+    scenario.write_text("name: nobody\ndevices: {trusted: []}\n")
+    code, error = invoke(capsys, monkeypatch, "demo", str(scenario))
+    assert code == 1
+    assert "devices.trusted is empty" in error
