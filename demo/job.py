@@ -37,8 +37,8 @@ def run(scenario: Scenario, *, scenario_path: str, json_path: str) -> int:
     """Run the main job; write its figures to `json_path` and the report beside it; return the exit code."""
     if not scenario.devices.trusted:
         raise DemoError(
-            f"scenario {scenario_path}: devices.trusted is empty, so that no node may hold the embedding and the "
-            "head; name at least one host, such as [h1]"
+            f"scenario {scenario_path}: devices.trusted is empty, so no node may hold embedding and head; "
+            "name at least one host, such as [h1]"
         )
     console = Console(highlight=False)
     if not console.is_terminal:
