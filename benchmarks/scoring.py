@@ -1,6 +1,6 @@
 """How long it takes to score a million nodes and choose whom to eliminate.
 
-`python -m benchmarks.scoring [--quick] [--seed N] --json FILE`. The three scores are interleaved; a row is one
+`python -m benchmarks.scoring [--quick] [--seed N] --json FILE`. The scores are interleaved; a row is one
 repetition of one score over synthetic criteria in natural units, unknown values among them.
 """
 
