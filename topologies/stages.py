@@ -264,6 +264,7 @@ class Workers:
         log_path = self._journal.directory / "logs" / f"worker-{name}.log"
         state_dir = self._journal.directory / "workers" / name
         state_dir.mkdir(parents=True, mode=0o700)
+        log_path.unlink(missing_ok=True)  # an earlier run's lines would explain the wrong failure
         data_port = self._scenario.network.data_port
         answer = rpc.call(
             self._socket,
