@@ -32,8 +32,9 @@ def system(tmp_path_factory):
         made.model = str(write_small_model(directory / "model"))
         made.start_zygote()
         made.start_orchestrator()
+        # Room for a third more than the model: three survivors of four must be able to take it over.
         for node, flops in FLOPS.items():
-            made.start_worker(node, trusted=node in ("h1", "h2"), flops=flops, memory_bytes=400_000)
+            made.start_worker(node, trusted=node in ("h1", "h2"), flops=flops, memory_bytes=600_000)
         made.measure()
         made.wait(
             lambda: sum(item["alive"] for item in made.get("/api/v1/nodes")["items"]) == len(FLOPS),
