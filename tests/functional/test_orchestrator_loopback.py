@@ -32,9 +32,8 @@ def system(tmp_path_factory):
         made.model = str(write_small_model(directory / "model"))
         made.start_zygote()
         made.start_orchestrator()
-        # Three survivors of four must be able to take the model over, with room to spare.
         for node, flops in FLOPS.items():
-            made.start_worker(node, trusted=node in ("h1", "h2"), flops=flops, memory_bytes=600_000)
+            made.start_worker(node, trusted=node in ("h1", "h2"), flops=flops, memory_bytes=400_000)
         made.measure()
         made.wait(
             lambda: sum(item["alive"] for item in made.get("/api/v1/nodes")["items"]) == len(FLOPS),
