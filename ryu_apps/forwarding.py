@@ -78,6 +78,7 @@ class Forwarding:
         self._sleep = sleep
         self._routes: dict[tuple[str, str], _Route] = {}
         self._barriers: dict[tuple[int, int], _Route] = {}
+        self._unsent: set[_Route] = set()
         self._numbers = itertools.count(1)
         self._refresh_at: float | None = None
         self._improve_at: float | None = None
@@ -126,6 +127,7 @@ class Forwarding:
                 self._improve_at = None
                 self._refresh(improve=True)
             self._expire(now)
+            self.send_unsent()
             self._sleep(REFRESH_DELAY_S)
 
     def _expire(self, now: float) -> None:
@@ -190,12 +192,28 @@ class Forwarding:
         return route
 
     def _send_on(self, route: _Route, dpid: int, frame: bytes) -> None:
-        """Send a packet out where the route's rule would have sent it."""
+        """Send a packet out where the route's rule would have sent it, later if the switch is busy."""
         switch, out_port = self._network.switches.get(dpid), route.rules.get(dpid)
-        if switch is None or out_port is None or openflow.congested(switch.datapath):
+        if switch is None or out_port is None:
             self.counts["dropped"] += 1
-            return
-        switch.datapath.send(openflow.packet_out(frame, out_port))
+        elif openflow.congested(switch.datapath):
+            route.pending.append((dpid, frame))
+            self._unsent.add(route)
+        else:
+            switch.datapath.send(openflow.packet_out(frame, out_port))
+
+    def _flush(self, route: _Route) -> None:
+        frames = list(route.pending)
+        route.pending.clear()
+        for dpid, frame in frames:
+            self._send_on(route, dpid, frame)
+
+    def send_unsent(self) -> None:
+        """Send what had to wait for a busy switch."""
+        routes, self._unsent = self._unsent, set()
+        for route in routes:
+            if not route.installing:
+                self._flush(route)
 
     # Choosing.
 
@@ -326,8 +344,7 @@ class Forwarding:
         if dst is None:
             return
         self._remove_rules(route, keep=[dpid for dpid, _ in _wanted(hops, dst)])
-        while route.pending:
-            self._send_on(route, *route.pending.popleft())
+        self._flush(route)
         LOG.info("route %s -> %s over %d switches", route.src, route.dst, len(hops) + 1)
         self._signals.emit(Change.PATH_INSTALLED, (route.src, route.dst, self.links(route.src, route.dst)))
 

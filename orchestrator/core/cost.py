@@ -202,6 +202,19 @@ def shard_bytes(problem: Problem, shard: Shard) -> int:
     return head + sum(layer.parameter_bytes + layer.kv_bytes_per_token * context for layer in layers)
 
 
+def bytes_beside(problem: Problem, held: Shard, shard: Shard) -> int:
+    """Return what `held` takes beside `shard` on the same node: what both have is there once."""
+    first, end = max(held.first_layer, shard.first_layer), min(held.end_layer, shard.end_layer)
+    context = problem.workload.context_tokens
+    shared = sum(
+        layer.parameter_bytes + layer.kv_bytes_per_token * context
+        for layer in problem.model.layers[first : max(first, end)]
+    )
+    if "head" in held.roles and "head" in shard.roles:
+        shared += problem.model.head.parameter_bytes
+    return shard_bytes(problem, held) - shared
+
+
 def node_problem(node: NodeState, model: ModelGraph) -> str | None:
     """Say why a node cannot take any shard, or None if it can."""
     if not node.alive:
@@ -229,7 +242,7 @@ def _check_shard(problem: Problem, node: NodeState | None, shard: Shard) -> None
     if "head" in shard.roles and problem.pinned_head not in (None, node.name):
         raise Infeasible("pinned", f"the head is pinned to {problem.pinned_head}, not {node.name}")
     held = problem.held.get(node.name)
-    also = shard_bytes(problem, held) if held is not None and not held.holds_as(shard) else 0
+    also = bytes_beside(problem, held, shard) if held is not None else 0
     needed = shard_bytes(problem, shard)
     if needed + also > free_bytes(node):
         beside = f" beside {also:,} it still holds" if also else ""

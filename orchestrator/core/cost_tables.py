@@ -28,7 +28,7 @@ from orchestrator.core.cost import (
     retransmission_s,
     share_bps,
 )
-from orchestrator.core.model import NodeState, Placement, Shard
+from orchestrator.core.model import NodeState, Placement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,18 +130,15 @@ class CostTables:
     def _permit(self) -> None:
         trusted = np.array([node.trusted for node in self.nodes], dtype=bool)
         usable = np.array([self._is_usable(node) for node in self.nodes], dtype=bool)
-        free = np.array([free_bytes(node) for node in self.nodes], dtype=np.float64)
-        held = self._held_bytes()
+        self._free = np.array([free_bytes(node) for node in self.nodes], dtype=np.float64)
         private = (self._critical > 0) | self.problem.all_trusted
-        fits = self._bytes[None, :, :] + held[:, None, None] <= free[:, None, None]
-        fits |= self._same_as_held(with_head=False) & (self._bytes[None, :, :] <= free[:, None, None])
+        fits = self._bytes[None, :, :] + self._beside(with_head=False) <= self._free[:, None, None]
         known = np.isfinite(self.stage_token_s) & (self._count[None, :, :] > 0)
         self.allowed = known & fits & usable[:, None, None] & (trusted[:, None, None] | ~private[None, :, :])
-        head_bytes = self._bytes[0, :] + self.problem.model.head.parameter_bytes
-        head_fits = head_bytes[None, :] + held[:, None] <= free[:, None]
-        head_fits |= self._same_as_held(with_head=True)[:, 0, :] & (head_bytes[None, :] <= free[:, None])
-        can_head = usable & trusted & np.isfinite(self.head_token_s) & self._may_head()
-        self.allowed_on_head = can_head[:, None] & head_fits
+        self._head_bytes = self._bytes[0, :] + self.problem.model.head.parameter_bytes
+        self._can_head = usable & trusted & np.isfinite(self.head_token_s) & self._may_head()
+        head_fits = self._head_bytes[None, :] + self._beside(with_head=True)[:, 0, :] <= self._free[:, None]
+        self.allowed_on_head = self._can_head[:, None] & head_fits
         self.allowed_on_head[:, 1:] &= np.isfinite(self.stage_token_s[:, 0, 1:])
 
     def _is_usable(self, node: NodeState) -> bool:
@@ -152,22 +149,27 @@ class CostTables:
         pinned = self.problem.pinned_head
         return np.array([pinned is None or name == pinned for name in self.names], dtype=bool)
 
-    def _held_bytes(self) -> Floats:
-        return np.array([self._shard_bytes(self.problem.held.get(name)) for name in self.names])
+    def room_bytes(self) -> Floats:
+        """Return [N]: the most bytes that one new shard may take on each node beside what the node holds."""
+        stage = self._free[:, None, None] - self._beside(with_head=False)
+        stage[(self._bytes[None, :, :] > stage) | (self._count[None, :, :] == 0)] = 0.0
+        head = self._free[:, None] - self._beside(with_head=True)[:, 0, :]
+        head[(self._head_bytes[None, :] > head) | ~self._can_head[:, None]] = 0.0
+        return np.asarray(np.maximum(stage.max(axis=(1, 2)), head.max(axis=1)))
 
-    def _shard_bytes(self, shard: Shard | None) -> float:
-        if shard is None:
-            return 0.0
-        head = self.problem.model.head.parameter_bytes if "head" in shard.roles else 0
-        return float(self._bytes[shard.first_layer, shard.end_layer]) + head
-
-    def _same_as_held(self, *, with_head: bool) -> npt.NDArray[np.bool_]:
-        same = np.zeros((len(self.names), self.layer_count + 1, self.layer_count + 1), dtype=bool)
+    def _beside(self, *, with_head: bool) -> Floats:
+        """Return [N, L+1, L+1]: what a held shard takes beside each possible new one, in bytes."""
+        boundary = np.arange(self.layer_count + 1)
+        beside = np.zeros((len(self.names), self.layer_count + 1, self.layer_count + 1))
         for i, name in enumerate(self.names):
-            shard = self.problem.held.get(name)
-            if shard is not None and ("head" in shard.roles) == with_head:
-                same[i, shard.first_layer, shard.end_layer] = True
-        return same
+            held = self.problem.held.get(name)
+            if held is None:
+                continue
+            first, end = np.maximum(boundary, held.first_layer), np.minimum(boundary, held.end_layer)
+            beside[i] = self._bytes[held.first_layer, held.end_layer] - self._bytes[first[:, None], end]
+            if "head" in held.roles and not with_head:
+                beside[i] += self.problem.model.head.parameter_bytes
+        return beside
 
     def _read_network(self) -> None:
         size = len(self.names)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrator.core.cost import Problem, free_bytes, node_problem, path_problem, shard_bytes
+from orchestrator.core.cost import Problem, bytes_beside, free_bytes, node_problem, path_problem, shard_bytes
+from orchestrator.core.cost_tables import CostTables
 from orchestrator.core.errors import Infeasible
 from orchestrator.core.model import NodeState, Shard
 from orchestrator.core.placement.space import usable_nodes
@@ -44,9 +45,12 @@ def _head(problem: Problem, usable: Sequence[NodeState]) -> Infeasible | None:
             f"those are {_names(trusted)}",
         )
     heads = [node for node in trusted if problem.pinned_head in (None, node.name)]
-    needed = shard_bytes(problem, _shard("head", 0, 0))
-    if all(_available(problem, node) < needed for node in heads):
-        return Infeasible("memory", f"the head needs {needed:,} bytes; free are {_memory_of(problem, heads)}")
+    head = _shard("head", 0, 0)
+    needed = shard_bytes(problem, head)
+    free = {node.name: _free_for(problem, node, head) for node in heads}
+    if max(free.values()) < needed:
+        each = ", ".join(f"{name} {available:,}" for name, available in free.items())
+        return Infeasible("memory", f"the head needs {needed:,} bytes; free are {each}")
     return None
 
 
@@ -74,7 +78,8 @@ def _count(problem: Problem, usable: Sequence[NodeState]) -> Infeasible | None:
 def _memory(problem: Problem, usable: Sequence[NodeState]) -> Infeasible | None:
     able = [node for node in usable if node.trusted or not problem.all_trusted]
     whole = shard_bytes(problem, _shard("head", 0, len(problem.model.layers)))
-    together = sum(max(0, _available(problem, node)) for node in able)
+    room = CostTables(problem, able).room_bytes()
+    together = int(room.sum())
     if whole > together:
         return Infeasible(
             "memory",
@@ -82,7 +87,7 @@ def _memory(problem: Problem, usable: Sequence[NodeState]) -> Infeasible | None:
             f"({problem.workload.context_tokens} tokens of context included)",
         )
     sizes = [shard_bytes(problem, _shard("stage", i, i + 1)) for i in range(len(problem.model.layers))]
-    largest = max(_available(problem, node) for node in able)
+    largest = int(room.max())
     if max(sizes) > largest:
         return Infeasible(
             "memory",
@@ -104,17 +109,13 @@ def _paths(problem: Problem, usable: Sequence[NodeState]) -> Infeasible | None:
     )
 
 
-def _available(problem: Problem, node: NodeState) -> int:
+def _free_for(problem: Problem, node: NodeState, shard: Shard) -> int:
     held = problem.held.get(node.name)
-    return free_bytes(node) - (shard_bytes(problem, held) if held is not None else 0)
+    return free_bytes(node) - (bytes_beside(problem, held, shard) if held is not None else 0)
 
 
 def _shard(role: str, first: int, end: int) -> Shard:
     return Shard(node="", roles=(role,), first_layer=first, end_layer=end, previous="", next="")
-
-
-def _memory_of(problem: Problem, nodes: Sequence[NodeState]) -> str:
-    return ", ".join(f"{node.name} {_available(problem, node):,}" for node in nodes)
 
 
 def _names(nodes: Sequence[NodeState]) -> str:

@@ -217,23 +217,68 @@ def test_a_slow_link_is_routed_around() -> None:
     assert (src, dst) not in after.hops
 
 
-def test_nodes_of_the_ring_that_still_hold_an_old_shard_count_it_unless_it_is_the_same() -> None:
-    node = a_node("a", trusted=True, memory_bytes=700_000)
+def test_what_a_node_holds_counts_once_where_the_new_shard_has_it_too() -> None:
     old = Shard(node="a", roles=("head", "stage"), first_layer=0, end_layer=2, previous="a", next="a")
     problem = Problem(
-        model=a_model(2),
-        nodes=(node,),
+        model=a_model(3),
+        nodes=(a_node("a", trusted=True, memory_bytes=703_000),),
         network=Network(taken_at_s=0.0),
         workload=Workload(context_tokens=10),
         held={"a": old},
     )
-    whole = Placement(head="a", stages=(Stage(node="a", first_layer=0, end_layer=2),))
-    assert solve(problem).placement == whole
-    other = replace(problem, held={"a": replace(old, end_layer=1)})
-    with pytest.raises(Infeasible, match="needs 502,000 bytes beside 301,000 it still holds, it has 700,000"):
-        check_feasible(other, whole)
-    with pytest.raises(Infeasible):
-        solve(other)
+    whole = Placement(head="a", stages=(Stage(node="a", first_layer=0, end_layer=3),))
+    for held in (old, replace(old, end_layer=1), replace(old, roles=("stage",)), replace(old, first_layer=1)):
+        assert solve(replace(problem, held={"a": held})).placement == whole
+    less = replace(problem, nodes=(a_node("a", trusted=True, memory_bytes=702_999),))
+    with pytest.raises(Infeasible, match="needs 703,000 bytes, it has 702,999 free"):
+        check_feasible(less, whole)
+    with pytest.raises(Infeasible, match="needs 703,000 bytes, the 1 usable nodes together have"):
+        solve(less)
+
+
+def test_what_a_node_holds_beside_its_new_shard_counts_too() -> None:
+    nodes = tuple(a_node(name, trusted=True, memory_bytes=502_000) for name in ("a", "b"))
+    old = Shard(node="b", roles=("stage",), first_layer=0, end_layer=2, previous="a", next="a")
+    problem = Problem(
+        model=a_model(4),
+        nodes=nodes,
+        network=a_network(["a", "b"]),
+        workload=Workload(context_tokens=10),
+        held={"b": old},
+    )
+    other = Placement(
+        head="a",
+        stages=(Stage(node="a", first_layer=0, end_layer=1), Stage(node="b", first_layer=1, end_layer=4)),
+    )
+    with pytest.raises(
+        Infeasible, match="b needs 603,000 bytes beside 201,000 it still holds, it has 502,000"
+    ):
+        check_feasible(problem, other)
+    for find in SOLVERS:
+        assert find(problem).placement.describe() == "head b; b[0:2] a[2:4]"
+        with pytest.raises(Infeasible, match="no ring over a, b meets memory"):
+            find(replace(problem, pinned_head="a"))
+
+
+def test_when_a_node_dies_the_rest_keep_the_layers_they_have_and_take_more() -> None:
+    nodes = tuple(a_node(name, trusted=name == "a", memory_bytes=603_000) for name in "abc")
+    held = {
+        "a": Shard(node="a", roles=("head", "stage"), first_layer=0, end_layer=1, previous="d", next="b"),
+        "b": Shard(node="b", roles=("stage",), first_layer=1, end_layer=3, previous="a", next="c"),
+        "c": Shard(node="c", roles=("stage",), first_layer=3, end_layer=5, previous="b", next="d"),
+    }
+    problem = Problem(
+        model=a_model(6),
+        nodes=nodes,
+        network=a_network(["a", "b", "c"]),
+        workload=Workload(context_tokens=10),
+        held=held,
+        pinned_head="a",
+    )
+    for find in SOLVERS:
+        placement = find(problem).placement
+        check_feasible(problem, placement)
+        assert placement.head == "a"
 
 
 def test_the_even_split_ignores_the_network_and_costs_more() -> None:
@@ -428,14 +473,14 @@ def test_paths_refuse_values_that_cannot_be() -> None:
 
 
 def test_the_head_goes_where_no_old_shard_is_in_its_way() -> None:
-    nodes = tuple(a_node(name, trusted=True, memory_bytes=700_000) for name in ("a", "b"))
-    old = Shard(node="a", roles=("stage",), first_layer=1, end_layer=2, previous="b", next="b")
+    nodes = tuple(a_node(name, trusted=True, memory_bytes=502_000) for name in ("a", "b"))
+    old = Shard(node="a", roles=("stage",), first_layer=3, end_layer=4, previous="b", next="b")
     problem = Problem(
-        model=a_model(2),
+        model=a_model(4),
         nodes=nodes,
-        network=Network(taken_at_s=0.0),
+        network=a_network(["a", "b"]),
         workload=Workload(context_tokens=10),
         held={"a": old},
     )
     for find in SOLVERS:
-        assert find(problem).placement.describe() == "head b; b[0:2]"
+        assert find(problem).placement.describe() == "head b; b[0:2] a[2:4]"
