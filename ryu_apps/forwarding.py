@@ -117,18 +117,21 @@ class Forwarding:
             self._cancel(self._routes.pop(key))
 
     def run(self) -> None:
-        """Repair and improve routes when the network has changed, for ever."""
+        """Look after the routes, for ever."""
         while True:
-            now = self._clock()
-            if self._refresh_at is not None and now >= self._refresh_at:
-                self._refresh_at = None
-                self._refresh(improve=False)
-            if self._improve_at is not None and now >= self._improve_at:
-                self._improve_at = None
-                self._refresh(improve=True)
-            self._expire(now)
-            self.send_unsent()
+            self.look_after(self._clock())
             self._sleep(REFRESH_DELAY_S)
+
+    def look_after(self, now: float) -> None:
+        """Repair and improve routes when the network has changed; send what had to wait."""
+        if self._refresh_at is not None and now >= self._refresh_at:
+            self._refresh_at = None
+            self._refresh(improve=False)
+        if self._improve_at is not None and now >= self._improve_at:
+            self._improve_at = None
+            self._refresh(improve=True)
+        self._expire(now)
+        self._send_unsent()
 
     def _expire(self, now: float) -> None:
         """Give up on switches that do not confirm; the next packet of the pair tries anew."""
@@ -208,8 +211,7 @@ class Forwarding:
         for dpid, frame in frames:
             self._send_on(route, dpid, frame)
 
-    def send_unsent(self) -> None:
-        """Send what had to wait for a busy switch."""
+    def _send_unsent(self) -> None:
         routes, self._unsent = self._unsent, set()
         for route in routes:
             if not route.installing:

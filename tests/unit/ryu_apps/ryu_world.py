@@ -33,11 +33,15 @@ OPTIONS = Options(
 )
 
 
-class _NoQueue:
-    """Stands for a queue that is always empty."""
+@dataclass
+class Queue:
+    """Stands for a switch's queue of messages; empty unless a test says otherwise."""
+
+    waiting: int = 0
 
     def qsize(self) -> int:
-        return 0
+        """Return how many messages wait."""
+        return self.waiting
 
 
 @dataclass(eq=False)
@@ -48,7 +52,7 @@ class FakeSwitch:
     world: World
     ofproto: Any = ofproto_v1_3
     ofproto_parser: Any = ofproto_v1_3_parser
-    send_q: Any = field(default_factory=_NoQueue)
+    send_q: Any = field(default_factory=Queue)
     rules: dict[tuple[str, str], int] = field(default_factory=dict)
     transactions: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     answers_barriers: bool = True
@@ -138,14 +142,7 @@ class World:
                 self.parts.prober._send_next(self.now)
             self._echo_switches()
             self.deliver()
-            forwarding = self.parts.forwarding
-            if forwarding._refresh_at is not None and self.now >= forwarding._refresh_at:
-                forwarding._refresh_at = None
-                forwarding._refresh(improve=False)
-            if forwarding._improve_at is not None and self.now >= forwarding._improve_at:
-                forwarding._improve_at = None
-                forwarding._refresh(improve=True)
-            forwarding._expire(self.now)
+            self.parts.forwarding.look_after(self.now)
             self.parts.prober.drop_dead_links(self.now)
             self.deliver()
 

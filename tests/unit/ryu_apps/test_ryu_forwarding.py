@@ -42,12 +42,31 @@ def trace(world: World, src: str, dst: str) -> list[int]:
     raise AssertionError(f"loop over {seen}")
 
 
+def payloads(world: World, src: str, dst: str) -> list[bytes]:
+    """Return what the datagrams that reached a host from another one carried, in order."""
+    frames = [frame for ip, frame in world.received if ip == dst]
+    arrived = [packets.parse_ipv4(frame) for frame in frames if packets.ethertype(frame) == 0x0800]
+    return [packets.udp_payload(packet) for packet in arrived if packet.source == packets.ip_bytes(src)]
+
+
 def test_probes_show_every_link_in_both_directions_and_its_delay(world: World) -> None:
     assert len([hop_id(hop) for hop in world.parts.network.hops]) == 8
     for hop in world.parts.network.hops:
         stream = world.parts.prober.hop_stream(hop)
         assert stream is not None
         assert stream.delay.delay(world.now).value == pytest.approx(0.005, abs=1e-6)
+
+
+def test_first_packets_wait_while_a_switch_is_busy_and_none_is_lost_or_sent_twice(world: World) -> None:
+    world.switches[1].send_q.waiting = 8
+    for number in range(4):
+        world.say(H1, H4, bytes([number]))
+    world.deliver()
+    world.advance(0.5)
+    assert payloads(world, H1, H4) == []
+    world.switches[1].send_q.waiting = 0
+    world.advance(0.5)
+    assert payloads(world, H1, H4) == [b"\0", b"\1", b"\2", b"\3"]
 
 
 def test_an_unknown_address_is_asked_for_at_edge_ports_only_and_then_answered(world: World) -> None:
