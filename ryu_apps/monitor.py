@@ -9,8 +9,8 @@ from typing import Any
 from ryu_apps import openflow
 from ryu_apps.discovery import Network, Port, Switch
 from ryu_apps.options import Options
+from ryu_apps.rates import CounterRate
 from ryu_apps.signals import Change, Signals
-from ryu_apps.stats import CounterRate
 
 LOG = logging.getLogger(__name__)
 

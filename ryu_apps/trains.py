@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ryu_apps import openflow, packets, probe
+from ryu_apps.capacity import MIN_DISPERSION_S, CapacityEstimator, TrainResult, train_rate
 from ryu_apps.discovery import Host, Network, dpid_text, hop_id
 from ryu_apps.monitor import Monitor
 from ryu_apps.options import Options
@@ -26,7 +27,6 @@ from ryu_apps.paths import Hop
 from ryu_apps.probe import Kind, Probe
 from ryu_apps.prober import Prober, host_echo, link_probe
 from ryu_apps.signals import Change, Signals
-from ryu_apps.stats import MIN_DISPERSION_S, CapacityEstimator, TrainResult, train_rate
 
 LOG = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from ryu_apps.monitor import Monitor
 from ryu_apps.packets import mac_text
 from ryu_apps.paths import Hop, LinkValues, combine
 from ryu_apps.prober import Prober, Stream
-from ryu_apps.stats import CounterRate, Measurement, available, unknown
+from ryu_apps.rates import CounterRate, available
+from ryu_apps.stats import Measurement, unknown
 from ryu_apps.trains import Trains
 
 METRICS = ("delay_s", "jitter_s", "loss_ratio", "capacity_bps", "used_bps", "available_bps")

@@ -1,0 +1,66 @@
+"""Rates from counters, and what is left of a link."""
+
+from __future__ import annotations
+
+import pytest
+
+from ryu_apps.rates import CounterRate, available
+from ryu_apps.stats import Measurement, unknown
+
+
+def measured(value: float, *, samples: int = 3, age_s: float = 0.5) -> Measurement:
+    return Measurement(value=value, raw=value, samples=samples, age_s=age_s, source="counters", unit="bit/s")
+
+
+def test_rates_divide_by_the_replies_own_durations() -> None:
+    counter = CounterRate()
+    assert counter.add(0.0, 100.0, 1_000) is None
+    assert counter.add(5.0, 101.25, 126_000) == pytest.approx(800_000)
+    assert counter.rate(5.0).value == pytest.approx(800_000)
+
+
+def test_a_counter_that_goes_back_starts_anew() -> None:
+    counter = CounterRate()
+    counter.add(0.0, 100.0, 5_000_000)
+    assert counter.add(1.0, 101.0, 1_000) is None
+    assert counter.add(2.0, 102.0, 126_000) == pytest.approx(1_000_000)
+
+
+def test_a_device_that_restarted_gives_no_sample() -> None:
+    counter = CounterRate()
+    counter.add(0.0, 100.0, 5_000)
+    assert counter.add(1.0, 0.5, 9_000) is None
+    assert counter.add(2.0, 1.5, 134_000) == pytest.approx(1_000_000)
+
+
+def test_a_counter_that_wraps_goes_on() -> None:
+    counter = CounterRate()
+    counter.add(0.0, 100.0, (1 << 64) - 25_000)
+    assert counter.add(1.0, 101.0, 100_000) == pytest.approx(1_000_000)
+
+
+def test_a_missing_reply_makes_the_rate_old_and_then_unknown() -> None:
+    counter = CounterRate()
+    counter.add(0.0, 100.0, 0)
+    counter.add(1.0, 101.0, 125_000)
+    assert counter.rate(4.0).age_s == 3.0
+    assert counter.rate(30.0).reason == "no counter reply for 29 s"
+
+
+def test_an_interval_with_a_train_in_it_is_no_sample() -> None:
+    counter = CounterRate()
+    counter.add(0.0, 100.0, 0)
+    counter.add(1.0, 101.0, 125_000)
+    assert counter.add(2.0, 102.0, 9_000_000, usable=False) is None
+    assert counter.add(3.0, 103.0, 9_125_000) == pytest.approx(1_000_000)
+    assert counter.rate(3.0).value == pytest.approx(1_000_000)
+
+
+def test_available_is_what_is_left_and_never_negative() -> None:
+    assert available(measured(10e6), measured(4e6)).value == 6e6
+    assert available(measured(10e6), measured(14e6)).value == 0.0
+
+
+def test_available_names_what_is_unknown() -> None:
+    left = available(unknown("no train", source="packet_train", unit="bit/s"), measured(1.0))
+    assert left.reason == "capacity is unknown: no train"
