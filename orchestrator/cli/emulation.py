@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,14 +108,16 @@ Stop it with: make mininet-down SCENARIO={scenario}""")
 
 
 @click.command()
-@click.argument("scenario", default=DEFAULT_SCENARIO, type=click.Path(dir_okay=False))
-@click.option("--prefix", default=None, help="Which testbed; default: the scenario's.")
+@click.argument("scenario", required=False, type=click.Path(dir_okay=False))
+@click.option("--prefix", default=None, help="Which testbed; default: SCENARIO's, UTOPIA_PREFIX, the demo's.")
 @json_option
-def down(scenario: str, prefix: str | None, as_json: bool) -> None:
+def down(scenario: str | None, prefix: str | None, as_json: bool) -> None:
     """Stop exactly what `up` started, also after a crash; --json names each thing."""
     from topologies import testbed
 
-    prefix = prefix or _scenario(scenario).network.prefix
+    if prefix is None and scenario is None:
+        prefix = os.environ.get("UTOPIA_PREFIX")
+    prefix = prefix or _scenario(scenario or DEFAULT_SCENARIO).network.prefix
     with _explained():
         removed = testbed.down(prefix, progress=say)
     if as_json:

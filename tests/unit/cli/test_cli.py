@@ -175,3 +175,17 @@ def test_a_demo_without_a_trusted_node_is_refused_before_anything_is_started(
     code, error = invoke(capsys, monkeypatch, "demo", str(scenario))
     assert code == 1
     assert "devices.trusted is empty" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "taken_down"),
+    [([], "env"), (["scenarios/small.yaml"], "uts"), (["scenarios/small.yaml", "--prefix", "abc"], "abc")],
+)
+def test_down_takes_what_is_named_most_closely(
+    words: list[str], taken_down: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr("topologies.testbed.down", lambda prefix, progress: seen.append(prefix) or [])
+    shown = click.testing.CliRunner(env={"UTOPIA_PREFIX": "env"}).invoke(cli.cli, ["down", *words])
+    assert (shown.exit_code, seen) == (0, [taken_down])
+    assert f"Nothing of testbed {taken_down} was there." in shown.output
