@@ -8,8 +8,9 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from ryu_apps.loss import path_interval
 from ryu_apps.stats import Measurement, unknown
 
 UNMEASURED_DELAY_S = 0.005
@@ -110,7 +111,7 @@ def combine(links: Sequence[LinkValues], *, no_path: str) -> PathValues:
     return PathValues(
         delay_s=_fold([(link.id, link.delay_s) for link in links], _sum),
         jitter_s=_fold([(link.id, link.jitter_s) for link in links], _sum),
-        loss_ratio=_fold([(link.id, link.loss_ratio) for link in links], _any_lost),
+        loss_ratio=_loss([(link.id, link.loss_ratio) for link in links]),
         capacity_bps=_fold([(link.id, link.capacity_bps) for link in links], min),
         used_bps=_used_at_bottleneck(links),
         available_bps=_fold([(link.id, link.available_bps) for link in links], min),
@@ -137,6 +138,15 @@ def _sum(values: Iterable[float]) -> float:
 
 def _any_lost(ratios: Iterable[float]) -> float:
     return 1 - math.prod(1 - ratio for ratio in ratios)
+
+
+def _loss(parts: Sequence[tuple[str, Measurement]]) -> Measurement:
+    """Combine the losses of links; the interval is that of the whole path, not made of the links' ends."""
+    folded = _fold(parts, _any_lost)
+    known = [(part.value, part.trials) for _, part in parts]
+    links = [(ratio, trials) for ratio, trials in known if ratio is not None and trials is not None]
+    low, high = path_interval(links) if len(links) == len(parts) else (None, None)
+    return folded if folded.value is None else replace(folded, low=low, high=high)
 
 
 def _fold(parts: Sequence[tuple[str, Measurement]], combine_values: _Fold) -> Measurement:

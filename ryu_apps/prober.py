@@ -21,11 +21,12 @@ from typing import Any
 from ryu_apps import openflow, packets, probe
 from ryu_apps.discovery import Host, Network, Port, Switch
 from ryu_apps.errors import ForgedProbeError
+from ryu_apps.loss import LossEstimator
 from ryu_apps.options import Options
 from ryu_apps.paths import Hop
 from ryu_apps.probe import Kind, Probe
 from ryu_apps.signals import Change, Signals
-from ryu_apps.stats import DelayEstimator, LossEstimator
+from ryu_apps.stats import DelayEstimator
 
 LOG = logging.getLogger(__name__)
 

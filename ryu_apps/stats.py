@@ -24,6 +24,8 @@ class Measurement:
     low: float | None = None
     high: float | None = None
     samples: int = 0
+    trials: float | None = None
+    """Of a ratio: how many independent packets would tell as much; the interval of a path needs it."""
     age_s: float | None = None
     source: str
     unit: str
@@ -134,115 +136,6 @@ class DelayEstimator:
             unit="s",
             reason=reason,
         )
-
-
-def wilson_interval(lost: int, sent: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a loss ratio; (0, 1) when nothing was sent."""
-    if sent == 0:
-        return 0.0, 1.0
-    z = 1.959964
-    ratio = lost / sent
-    scale = 1 + z * z / sent
-    centre = ratio + z * z / (2 * sent)
-    spread = z * math.sqrt(ratio * (1 - ratio) / sent + z * z / (4 * sent * sent))
-    low = 0.0 if lost == 0 else (centre - spread) / scale
-    high = 1.0 if lost == sent else (centre + spread) / scale
-    return low, high
-
-
-@dataclass(slots=True)
-class _Second:
-    sent: int = 0
-    arrived: int = 0
-
-
-class LossEstimator:
-    """Count numbered probes that were sent and that arrived, over a sliding window.
-
-    A probe counts once it is old enough to have arrived, so that those in flight are not taken for lost; how
-    old follows the longest delay seen lately.
-    """
-
-    WINDOW_S = 60
-    RAW_WINDOW_S = 5
-    GRACE_S = 1.0
-    FORGET_S = 15.0
-    MIN_SAMPLES = 20
-
-    def __init__(self, *, source: str, round_trip: bool) -> None:
-        self.source = source
-        self._round_trip = round_trip
-        self._outstanding: dict[int, float] = {}
-        self._seconds: dict[int, _Second] = {}
-        self._slowest: deque[tuple[float, float]] = deque()
-        self.unanswered = 0
-        """Probes sent since the last one that arrived."""
-
-    def sent(self, now: float, number: int) -> None:
-        """Note that probe `number` was sent."""
-        self._seconds.setdefault(int(now), _Second()).sent += 1
-        self._outstanding[number] = now
-        self.unanswered += 1
-        self._forget(now)
-
-    def arrived(self, now: float, number: int) -> float | None:
-        """Note an arrival; return when the probe was sent, None for a duplicate or a forgotten one."""
-        sent_at = self._outstanding.pop(number, None)
-        if sent_at is None:
-            return None
-        self.unanswered = 0
-        second = self._seconds.get(int(sent_at))
-        if second is not None:
-            second.arrived += 1
-        self._slowest.append((now, now - sent_at))
-        return sent_at
-
-    def _forget(self, now: float) -> None:
-        while self._outstanding:
-            number = next(iter(self._outstanding))
-            if self._outstanding[number] >= now - self.FORGET_S:
-                break
-            del self._outstanding[number]
-        while self._seconds and next(iter(self._seconds)) < now - self.WINDOW_S - self.FORGET_S:
-            del self._seconds[next(iter(self._seconds))]
-        while self._slowest and self._slowest[0][0] < now - 5:
-            self._slowest.popleft()
-
-    def _settle_s(self) -> float:
-        slowest_s = max((delay_s for _, delay_s in self._slowest), default=0.0)
-        return min(self.FORGET_S - 1, self.GRACE_S + 2 * slowest_s)
-
-    def _count(self, now: float, window_s: int) -> tuple[int, int]:
-        """Return (sent, lost) of the probes that had the time to arrive."""
-        newest = math.floor(now - self._settle_s()) - 1
-        seconds = [second for start, second in self._seconds.items() if newest - window_s < start <= newest]
-        sent = sum(second.sent for second in seconds)
-        return sent, sent - sum(second.arrived for second in seconds)
-
-    def loss(self, now: float) -> Measurement:
-        """Return the loss ratio of one direction with its 95 % interval.
-
-        Round trips are lost in either direction; both are taken to lose the same share.
-        """
-        sent, lost = self._count(now, self.WINDOW_S)
-        if sent < self.MIN_SAMPLES:
-            reason = f"{sent} probes have had the time to arrive, {self.MIN_SAMPLES} are needed"
-            return unknown(reason, source=self.source, unit="ratio")
-        recent_sent, recent_lost = self._count(now, self.RAW_WINDOW_S)
-        low, high = wilson_interval(lost, sent)
-        return Measurement(
-            value=self._one_way(lost / sent),
-            raw=self._one_way(recent_lost / recent_sent) if recent_sent else None,
-            low=self._one_way(low),
-            high=self._one_way(high),
-            samples=sent,
-            age_s=self._settle_s(),
-            source=self.source,
-            unit="ratio",
-        )
-
-    def _one_way(self, ratio: float) -> float:
-        return 1 - math.sqrt(1 - ratio) if self._round_trip else ratio
 
 
 def moved(before: float | None, after: float | None, *, share: float, floor: float) -> bool:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-import random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ryu_apps.stats import (
     DelayEstimator,
-    LossEstimator,
     Measurement,
     moved,
     quantile,
-    wilson_interval,
 )
 
 
@@ -76,79 +71,6 @@ def test_samples_that_cannot_be_delays_are_left_out() -> None:
     for wrong in (-0.001, math.nan, math.inf):
         estimator.add(0.0, wrong)
     assert estimator.delay(0.0).value is None
-
-
-@given(st.integers(0, 300), st.integers(1, 300))
-def test_the_wilson_interval_holds_the_ratio_and_stays_within_bounds(lost: int, sent: int) -> None:
-    lost = min(lost, sent)
-    low, high = wilson_interval(lost, sent)
-    assert 0 <= low <= lost / sent <= high <= 1
-
-
-def test_the_wilson_interval_covers_the_truth_about_95_times_in_100() -> None:
-    stream = random.Random(1)
-    covered = 0
-    for _ in range(1000):
-        lost = sum(stream.random() < 0.02 for _ in range(300))
-        low, high = wilson_interval(lost, 300)
-        covered += low <= 0.02 <= high
-    assert 920 <= covered <= 985
-
-
-def probed(
-    estimator: LossEstimator, *, seconds: int, lose_every: int, rate: int = 10, delay_s: float = 0.05
-) -> float:
-    for number in range(seconds * rate):
-        now = 100 + number / rate
-        estimator.sent(now, number)
-        if number % lose_every:
-            estimator.arrived(now + delay_s, number)
-    return 100.0 + seconds
-
-
-def test_loss_is_the_share_that_did_not_arrive() -> None:
-    estimator = LossEstimator(source="probe", round_trip=False)
-    loss = estimator.loss(probed(estimator, seconds=60, lose_every=10))
-    assert loss.value == pytest.approx(0.1, abs=0.005)
-    assert loss.low is not None
-    assert loss.high is not None
-    assert loss.low < 0.1 < loss.high
-    assert 560 < loss.samples <= 600
-
-
-def test_round_trips_count_for_both_directions() -> None:
-    estimator = LossEstimator(source="echo", round_trip=True)
-    loss = estimator.loss(probed(estimator, seconds=60, lose_every=10))
-    assert loss.value == pytest.approx(1 - math.sqrt(0.9), abs=0.003)
-
-
-def test_probes_in_flight_are_not_taken_for_lost() -> None:
-    estimator = LossEstimator(source="probe", round_trip=False)
-    for number in range(600):
-        now = 100 + number / 10
-        estimator.sent(now, number)
-        if number >= 20:
-            estimator.arrived(now, number - 20)
-    assert estimator.loss(160.0).value == 0.0
-
-
-def test_loss_needs_twenty_probes() -> None:
-    estimator = LossEstimator(source="probe", round_trip=False)
-    assert "20 are needed" in str(estimator.loss(probed(estimator, seconds=2, lose_every=3)).reason)
-
-
-def test_a_probe_that_arrives_twice_counts_once() -> None:
-    estimator = LossEstimator(source="probe", round_trip=False)
-    estimator.sent(1.0, 1)
-    assert estimator.arrived(1.1, 1) == 1.0
-    assert estimator.arrived(1.2, 1) is None
-
-
-def test_loss_keeps_no_more_than_its_window() -> None:
-    estimator = LossEstimator(source="probe", round_trip=False)
-    probed(estimator, seconds=1000, lose_every=2)
-    assert len(estimator._seconds) < 80
-    assert len(estimator._outstanding) < 200
 
 
 def test_a_value_moves_when_it_changes_by_more_than_its_share() -> None:

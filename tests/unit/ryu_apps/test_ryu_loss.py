@@ -1,0 +1,178 @@
+"""Loss ratios, their intervals, and how often those hold."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ryu_apps.loss import NOTHING, LossEstimator, Tally, loss_measurement, path_interval, wilson_interval
+
+
+@given(st.integers(0, 300), st.integers(1, 300))
+def test_the_wilson_interval_holds_the_ratio_and_stays_within_bounds(lost: int, sent: int) -> None:
+    lost = min(lost, sent)
+    low, high = wilson_interval(lost, sent)
+    assert 0 <= low <= lost / sent <= high <= 1
+
+
+def test_the_wilson_interval_covers_the_truth_about_95_times_in_100() -> None:
+    stream = random.Random(1)
+    covered = 0
+    for _ in range(1000):
+        lost = sum(stream.random() < 0.02 for _ in range(300))
+        low, high = wilson_interval(lost, 300)
+        covered += low <= 0.02 <= high
+    assert 920 <= covered <= 985
+
+
+def probed(
+    estimator: LossEstimator, *, seconds: int, lose_every: int, rate: int = 10, delay_s: float = 0.05
+) -> float:
+    for number in range(seconds * rate):
+        now = 100 + number / rate
+        estimator.sent(now, number)
+        if number % lose_every:
+            estimator.arrived(now + delay_s, number)
+    return 100.0 + seconds
+
+
+def test_loss_is_the_share_that_did_not_arrive() -> None:
+    estimator = LossEstimator(source="probe", round_trip=False)
+    loss = estimator.loss(probed(estimator, seconds=60, lose_every=10))
+    assert loss.value == pytest.approx(0.1, abs=0.005)
+    assert loss.low is not None
+    assert loss.high is not None
+    assert loss.low < 0.1 < loss.high
+    assert 560 < loss.samples <= 600
+
+
+def test_round_trips_count_for_both_directions() -> None:
+    estimator = LossEstimator(source="echo", round_trip=True)
+    loss = estimator.loss(probed(estimator, seconds=60, lose_every=10))
+    assert loss.value == pytest.approx(1 - math.sqrt(0.9), abs=0.003)
+
+
+def test_probes_in_flight_are_not_taken_for_lost() -> None:
+    estimator = LossEstimator(source="probe", round_trip=False)
+    for number in range(600):
+        now = 100 + number / 10
+        estimator.sent(now, number)
+        if number >= 20:
+            estimator.arrived(now, number - 20)
+    assert estimator.loss(160.0).value == 0.0
+
+
+def test_loss_needs_twenty_probes() -> None:
+    estimator = LossEstimator(source="probe", round_trip=False)
+    assert "20 are needed" in str(estimator.loss(probed(estimator, seconds=2, lose_every=3)).reason)
+
+
+def test_a_probe_that_arrives_twice_counts_once() -> None:
+    estimator = LossEstimator(source="probe", round_trip=False)
+    estimator.sent(1.0, 1)
+    assert estimator.arrived(1.1, 1) == 1.0
+    assert estimator.arrived(1.2, 1) is None
+
+
+def test_loss_keeps_no_more_than_its_window() -> None:
+    estimator = LossEstimator(source="probe", round_trip=False)
+    probed(estimator, seconds=1000, lose_every=2)
+    assert len(estimator._seconds) < 80
+    assert len(estimator._outstanding) < 200
+
+
+Link = tuple[float, int, bool]
+"""(true loss of one direction, packets, whether they are round trips)"""
+
+
+def drawn(stream: random.Random, link: Link) -> tuple[float, float]:
+    """Return what is measured of a link: (ratio, trials)."""
+    ratio, sent, round_trip = link
+    chance = 1 - (1 - ratio) ** 2 if round_trip else ratio
+    tally = Tally(sent=sent, lost=sum(stream.random() < chance for _ in range(sent)))
+    measured = loss_measurement(tally, NOTHING, source="probe", age_s=1.0, round_trip=round_trip)
+    assert measured.value is not None
+    assert measured.trials is not None
+    return measured.value, measured.trials
+
+
+@pytest.mark.parametrize(
+    "links",
+    [
+        [(0.01, 470, True), (0.0, 290, False), (0.0, 290, False), (0.0, 470, True)],
+        [(0.0, 290, True), (0.01, 580, False)],
+        [(0.005, 290, True), (0.0, 290, False), (0.005, 290, True)],
+        [(0.01, 4500, False), (0.0, 290, False), (0.01, 300, True)],
+        [(0.002, 300, True), (0.001, 300, False)],
+        [(0.2, 100, True), (0.1, 300, False)],
+    ],
+)
+def test_the_interval_of_a_path_holds_its_loss(links: list[Link]) -> None:
+    truth = 1 - math.prod(1 - ratio for ratio, _, _ in links)
+    stream = random.Random(5)
+    repeats, covered = 250, 0
+    for _ in range(repeats):
+        low, high = path_interval([drawn(stream, link) for link in links])
+        covered += low <= truth <= high
+    assert covered >= 0.93 * repeats
+
+
+def test_the_interval_of_a_path_is_narrower_than_the_sum_of_the_links_own() -> None:
+    links = [(0.0, 290.0), (0.0, 290.0), (0.0, 290.0), (0.01, 900.0)]
+    low, high = path_interval(links)
+    ends = [wilson_interval(ratio * trials, trials) for ratio, trials in links]
+    assert low > 0
+    assert high < 0.7 * sum(end for _, end in ends)
+    assert (high - low) / 2 <= 0.01
+
+
+def test_a_path_of_which_nothing_is_known_may_lose_anything() -> None:
+    assert path_interval([]) == (0.0, 1.0)
+    assert path_interval([(0.0, 0.0), (0.1, 50.0)]) == (0.0, 1.0)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(20, 1e5)), min_size=1, max_size=6))
+def test_the_interval_of_a_path_holds_what_was_measured(links: list[tuple[float, float]]) -> None:
+    low, high = path_interval(links)
+    value = 1 - math.prod(1 - ratio for ratio, _ in links)
+    assert 0 <= low <= high <= 1
+    assert low <= value + 1e-9
+    assert high >= min(value, 0.9)
+
+
+def test_what_is_not_known_of_which_packets_were_counted_widens_the_interval() -> None:
+    sure = loss_measurement(Tally(sent=3000, lost=30), NOTHING, source="counters", age_s=1.0)
+    unsure = loss_measurement(Tally(sent=3000, lost=30, variance=400), NOTHING, source="counters", age_s=1.0)
+    assert sure.low is not None
+    assert unsure.low is not None
+    assert unsure.low < sure.low
+    assert unsure.trials is not None
+    assert unsure.trials < 300
+    assert unsure.value == sure.value
+
+
+def test_counted_packets_and_probes_of_one_direction_are_pooled() -> None:
+    estimator = LossEstimator(source="probe", round_trip=False)
+    now = probed(estimator, seconds=60, lose_every=10)
+    alone = estimator.loss(now)
+    pooled = estimator.loss(now, Tally(sent=9_400, lost=0))
+    assert pooled.source == "counters+probe"
+    assert pooled.samples == alone.samples + 9_400
+    assert pooled.value == pytest.approx(60 / 10_000, rel=0.05)
+
+
+def test_counters_of_one_direction_stand_in_for_round_trips_when_they_tell_more() -> None:
+    estimator = LossEstimator(source="echo", round_trip=True)
+    now = probed(estimator, seconds=60, lose_every=10)
+    assert estimator.loss(now, Tally(sent=50, lost=5)).source == "echo"
+    counted = estimator.loss(now, Tally(sent=9_000, lost=90))
+    assert (counted.source, counted.value) == ("counters", pytest.approx(0.01))
+
+
+def test_more_received_than_sent_is_no_negative_loss() -> None:
+    measured = loss_measurement(Tally(sent=1000, lost=-3), NOTHING, source="counters", age_s=1.0)
+    assert (measured.value, measured.low) == (0.0, 0.0)
