@@ -11,7 +11,7 @@ from pathlib import Path
 from orchestrator.adapters import sockets
 from orchestrator.adapters.certificates import Authority
 from orchestrator.adapters.models import FolderModels
-from orchestrator.adapters.northbound import NorthboundClient
+from orchestrator.adapters.northbound import NorthboundClient, read_token
 from orchestrator.adapters.store import SqlStore
 from orchestrator.adapters.worker_pool import LiveWorkerPool
 from orchestrator.api.app import ApiServer, create_app
@@ -74,6 +74,7 @@ def start(config: Config) -> Process:
     pool = LiveWorkerPool(authority=authority, clock=clock)
     northbound = NorthboundClient(
         url=str(config.northbound_url),
+        token=None if config.northbound_token_file is None else read_token(config.northbound_token_file),
         names=lambda: {**pool.addresses(), config.data_address: ORCHESTRATOR},
         clock=clock,
     )

@@ -22,6 +22,8 @@ class Config(BaseModel):
     api_host: str = "127.0.0.1"
     api_port: Port = 8181
     northbound_url: AnyHttpUrl
+    northbound_token_file: Path | None = None
+    """The controller's token, where reading needs one; null: reads are open."""
     data_address: str
     data_port: Port = 7000
     data_netns: Path | None = None

@@ -28,6 +28,7 @@ class RequestError(ControllerError):
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
         self.detail = detail
+        self.headers: dict[str, str] = {}
 
 
 class BadRequestError(RequestError):
@@ -35,6 +36,25 @@ class BadRequestError(RequestError):
 
     status = 400
     title = "Bad Request"
+
+
+class UnauthorizedError(RequestError):
+    """A request that needs the token and does not have it; `error` is a code of RFC 6750, section 3.1."""
+
+    status = 401
+    title = "Unauthorized"
+
+    def __init__(self, detail: str, *, error: str | None) -> None:
+        super().__init__(detail)
+        code = "" if error is None else f', error="{error}"'
+        self.headers = {"WWW-Authenticate": f'Bearer realm="utopia northbound"{code}'}
+
+
+class ForbiddenError(RequestError):
+    """A request that nobody may make here."""
+
+    status = 403
+    title = "Forbidden"
 
 
 class NotFoundError(RequestError):
@@ -52,7 +72,7 @@ class MethodNotAllowedError(RequestError):
 
     def __init__(self, detail: str, *, allowed: tuple[str, ...]) -> None:
         super().__init__(detail)
-        self.allowed = allowed
+        self.headers = {"Allow": ", ".join(allowed)}
 
 
 class OverloadedError(RequestError):

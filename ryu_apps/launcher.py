@@ -68,12 +68,12 @@ def _check(conf: Any) -> None:
     """Read the command line once ahead of Ryu, to refuse what would fail half-started.
 
     Raises:
-        StartError: an option is out of range, or a port is taken.
+        StartError: an option is out of range, the token is not safe, or a port is taken.
     """
-    from ryu_apps import options
+    from ryu_apps import access, options
 
     conf(project="ryu")
-    options.read()
+    access.from_options(options.read())
     for flag, host, port in (
         ("--ofp-tcp-listen-port", conf.ofp_listen_host, conf.ofp_tcp_listen_port),
         ("--wsapi-port", conf.wsapi_host, conf.wsapi_port),

@@ -18,7 +18,7 @@ from ryu.controller.handler import CONFIG_DISPATCHER, DEAD_DISPATCHER, MAIN_DISP
 from ryu.lib import hub
 from ryu.ofproto import ofproto_v1_3
 
-from ryu_apps import openflow, options, probe
+from ryu_apps import access, openflow, options, probe
 from ryu_apps.discovery import Port, Switch, dpid_text
 from ryu_apps.northbound import Api, NorthboundController
 from ryu_apps.parts import Parts
@@ -39,8 +39,12 @@ class NetworkManager(app_manager.RyuApp):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         key = secrets.token_bytes(probe.KEY_BYTES)
-        self._parts = Parts(options.read(), key=key, clock=time.time, sleep=hub.sleep)
-        api = Api(views=self._parts.views, events=self._parts.events, metrics=self._parts.metrics)
+        chosen = options.read()
+        rules = access.from_options(chosen)
+        self._parts = Parts(chosen, key=key, clock=time.time, sleep=hub.sleep)
+        api = Api(
+            access=rules, views=self._parts.views, events=self._parts.events, metrics=self._parts.metrics
+        )
         kwargs["wsgi"].register(NorthboundController, api)
 
     def start(self) -> None:

@@ -30,6 +30,14 @@ _OPTIONS = [
         help="ask for real-time scheduling, so that a busy machine does not look like slow links",
     ),
     cfg.StrOpt("capacities", default=None, help="JSON file that keeps configured capacities over a restart"),
+    cfg.StrOpt(
+        "northbound-token-file",
+        default=None,
+        help="file with the token that writes need, readable by its owner only; without it: no writes",
+    ),
+    cfg.BoolOpt(
+        "northbound-open-reads", default=False, help="let other machines read without the token (default no)"
+    ),
 ]
 
 
@@ -44,6 +52,9 @@ class Options:
     train_interval_s: float
     host_timeout_s: float
     capacities_file: str | None
+    token_file: str | None = None
+    open_reads: bool = False
+    northbound_host: str = "127.0.0.1"
 
 
 def register() -> None:
@@ -81,4 +92,7 @@ def read() -> Options:
         train_interval_s=conf.train_interval,
         host_timeout_s=conf.host_timeout,
         capacities_file=conf.capacities,
+        token_file=conf.northbound_token_file,
+        open_reads=conf.northbound_open_reads,
+        northbound_host=conf.wsapi_host,
     )

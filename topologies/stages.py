@@ -16,7 +16,7 @@ from typing import Any
 import requests
 
 from scenarios.schema import Scenario
-from topologies import rpc
+from topologies import controller_token, rpc
 from topologies.errors import TestbedError, TopologyError
 from topologies.processes import die_with_parent, stop_process, tail
 from topologies.specs import LinkKind, LinkSpec, NetworkSpec
@@ -81,10 +81,12 @@ class Component:
         stop_process(self.process)
 
 
-def http_json(method: str, url: str, body: Any = None) -> tuple[int, Any]:
+def http_json(
+    method: str, url: str, body: Any = None, headers: dict[str, str] | None = None
+) -> tuple[int, Any]:
     """Send a request; return status and JSON (None if it is none); status 0 when nobody answers."""
     try:
-        answer = requests.request(method, url, json=body, timeout=_HTTP_TIMEOUT_S)
+        answer = requests.request(method, url, json=body, headers=headers, timeout=_HTTP_TIMEOUT_S)
     except requests.RequestException as error:
         log.debug("%s %s: %s", method, url, error)
         return 0, None
@@ -109,6 +111,7 @@ def start_controller(scenario: Scenario, journal: Journal) -> Component:
         sys.executable, "-m", "ryu_apps.launcher",
         "--ofp-listen-host", "127.0.0.1", "--ofp-tcp-listen-port", str(network.openflow_port),
         "--wsapi-host", "127.0.0.1", "--wsapi-port", str(network.northbound_port),
+        "--northbound-token-file", str(controller_token.make(network.prefix)),
         str(REPOSITORY / "ryu_apps" / "manager.py"),
     ]  # fmt: skip
     controller = Component("controller", command, journal)
@@ -139,6 +142,7 @@ class Capacities:
 
     def __init__(self, scenario: Scenario, spec: NetworkSpec) -> None:
         self._url = f"{northbound_url(scenario)}/northbound/v1/links"
+        self._prefix = scenario.network.prefix
         self.missing = {
             name: rate_bps
             for link in spec.links
@@ -150,9 +154,11 @@ class Capacities:
         """Configure what can be configured by now; return the ids of links that are not known yet."""
         status, answer = http_json("GET", self._url)
         known = {item["id"] for item in answer["links"]} if status == 200 else set()
-        for name in known & set(self.missing):
+        wanted = known & set(self.missing)
+        headers = controller_token.headers(self._prefix) if wanted else {}
+        for name in wanted:
             body = {"capacity_bps": self.missing[name]}
-            if http_json("PUT", f"{self._url}/{name}", body)[0] == 200:
+            if http_json("PUT", f"{self._url}/{name}", body, headers)[0] == 200:
                 del self.missing[name]
         return set(self.missing)
 

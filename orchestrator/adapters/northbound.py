@@ -13,6 +13,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import requests
@@ -147,10 +148,12 @@ class NorthboundClient:
         url: str,
         names: Callable[[], Mapping[str, str]],
         clock: Clock,
+        token: str | None = None,
         poll_interval_s: float = 2.0,
         max_age_s: float = 15.0,
     ) -> None:
         """Read the controller at `url`; `names` gives the node of each address at that moment."""
+        self._token = token
         self._url = url.rstrip("/")
         self._names = names
         self._clock = clock
@@ -238,7 +241,9 @@ class NorthboundClient:
     def _read(self, path: str) -> Json:
         url = f"{self._url}{BASE}{path}"
         try:
-            with _session().get(url, timeout=(_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S), stream=True) as response:
+            with _session(self._token).get(
+                url, timeout=(_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S), stream=True
+            ) as response:
                 if response.status_code != requests.codes.ok:
                     raise NorthboundError(f"GET {url} answered {response.status_code}")
                 body = response.raw.read(_BODY_LIMIT + 1, decode_content=True)
@@ -281,7 +286,7 @@ class NorthboundClient:
     def _follow_events(self) -> None:
         url = f"{self._url}{BASE}/events"
         timeout = (_CONNECT_TIMEOUT_S, _QUIET_TIMEOUT_S)
-        with _session().get(url, timeout=timeout, stream=True) as response:
+        with _session(self._token).get(url, timeout=timeout, stream=True) as response:
             response.raise_for_status()
             self._stream = response
             try:
@@ -310,9 +315,26 @@ class NorthboundClient:
                 log.debug("the event stream was already closed")
 
 
-def _session() -> requests.Session:
+def read_token(path: Path) -> str:
+    """Return the controller's token from its file.
+
+    Raises:
+        NorthboundError: it cannot be read, or holds something else.
+    """
+    try:
+        token = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise NorthboundError(f"northbound_token_file {path} cannot be read: {error}") from error
+    if not token or not token.isprintable() or " " in token:
+        raise NorthboundError(f"northbound_token_file {path} must hold one token on one line")
+    return token
+
+
+def _session(token: str | None) -> requests.Session:
     session = requests.Session()
     session.trust_env = False  # a proxy has no business between us and the controller
+    if token is not None:
+        session.headers["Authorization"] = f"Bearer {token}"
     return session
 
 

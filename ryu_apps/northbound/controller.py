@@ -28,8 +28,9 @@ class NorthboundController(ControllerBase):  # type: ignore[misc]
         refuse = problem
         try:
             found, arguments = find(ROUTES, request.method, path_of(request))
-            refuse = found.refuse
+            self._api.access.check(request.headers.get("Authorization"), writes=found.writes)
             check_query(request, [parameter.name for parameter in found.query])
+            refuse = found.refuse
             return found.handler(self._api, request, **arguments)
         except RequestError as error:
             return refuse(error)

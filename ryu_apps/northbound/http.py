@@ -9,7 +9,7 @@ from typing import Any
 
 from ryu.app.wsgi import Response
 
-from ryu_apps.errors import BadRequestError, MethodNotAllowedError, RequestError
+from ryu_apps.errors import BadRequestError, RequestError
 
 MAX_BODY_BYTES = 64 * 1024
 
@@ -26,8 +26,7 @@ def problem(error: RequestError) -> Response:
     """Return the problem document (RFC 9457) of an error."""
     content = {"type": "about:blank", "title": error.title, "status": error.status, "detail": error.detail}
     answer = document(content, status=error.status, media_type="application/problem+json")
-    if isinstance(error, MethodNotAllowedError):
-        answer.headers["Allow"] = ", ".join(error.allowed)
+    answer.headers.update(error.headers)
     return answer
 
 

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 from ryu.app.wsgi import Response
 
+from ryu_apps.access import Access
 from ryu_apps.errors import MethodNotAllowedError, NotFoundError, RequestError
 from ryu_apps.events import EventStream
 from ryu_apps.metrics import Metrics
@@ -28,6 +29,7 @@ Schema = dict[str, Any]
 class Api:
     """What the handlers work on."""
 
+    access: Access
     views: Views
     events: EventStream
     metrics: Metrics

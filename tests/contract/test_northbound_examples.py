@@ -21,12 +21,14 @@ from ryu.app.wsgi import WSGIApplication  # noqa: E402
 from ryu_world import World  # noqa: E402
 from webob import Request  # noqa: E402
 
+from ryu_apps.access import Access  # noqa: E402
 from ryu_apps.events import MAX_QUEUED, Reader  # noqa: E402
 from ryu_apps.northbound import Api, NorthboundController  # noqa: E402
 from ryu_apps.signals import Change  # noqa: E402
 
 EXAMPLES = Path(__file__).parent / "northbound_examples"
 BASE = "/northbound/v1"
+TOKEN = "a-token-of-the-tests"
 H1, H4 = "198.18.1.1", "198.18.1.4"
 LINK = "0000000000000001.2-0000000000000002.1"
 
@@ -50,13 +52,23 @@ class Client:
         self.app = WSGIApplication()
         parts = self.world.parts
         self.app.register(
-            NorthboundController, Api(views=parts.views, events=parts.events, metrics=parts.metrics)
+            NorthboundController,
+            Api(
+                access=Access(token=TOKEN, reads_need_token=False),
+                views=parts.views,
+                events=parts.events,
+                metrics=parts.metrics,
+            ),
         )
 
-    def ask(self, path: str, *, method: str = "GET", body: bytes | None = None) -> Any:
+    def ask(
+        self, path: str, *, method: str = "GET", body: bytes | None = None, token: str | None = TOKEN
+    ) -> Any:
         request = Request.blank(path, method=method, body=body or b"")
         if body is None:
             del request.headers["Content-Length"]
+        if token is not None:
+            request.headers["Authorization"] = f"Bearer {token}"
         return request.get_response(self.app)
 
     def get(self, path: str) -> Any:
@@ -158,6 +170,19 @@ def test_wrong_requests_get_one_clear_problem(
     answer = client.ask(path, method=method, body=body)
     assert answer.status_int == status
     assert detail in answer.json["detail"]
+
+
+@pytest.mark.parametrize(
+    ("token", "challenge"), [(None, ""), ("another-token-of-the-tests", ', error="invalid_token"')]
+)
+def test_only_who_has_the_token_writes(client: Client, token: str | None, challenge: str) -> None:
+    path, body = f"{BASE}/links/{LINK}", b'{"capacity_bps": 5e8}'
+    answer = client.ask(path, method="PUT", body=body, token=token)
+    assert answer.status_int == 401
+    assert answer.headers["WWW-Authenticate"] == f'Bearer realm="utopia northbound"{challenge}'
+    assert answer.content_type == "application/problem+json"
+    assert TOKEN not in answer.text
+    assert client.ask(path, token=token).json["capacity_bps"]["source"] != "configuration"
 
 
 def test_a_configured_capacity_stands_until_it_is_forgotten(client: Client) -> None:

@@ -43,6 +43,7 @@ class FakeController:
         self.topology = {"generated_at": 1.0, "switches": [], "hosts": [], "links": []}
         self.raw: bytes | None = None
         self.asked = 0
+        self.authorization: str | None = None
         self.listeners = 0
         self.changed = threading.Condition()
         self._events: list[tuple[str, dict]] = []
@@ -85,6 +86,7 @@ class FakeController:
         known = {"/northbound/v1/paths": self.paths, "/northbound/v1/topology": self.topology}
         with self.changed:
             self.asked += 1
+            self.authorization = request.headers["Authorization"]
             self.changed.notify_all()
         found = known.get(request.path)
         body = self.raw if self.raw is not None else json.dumps(found).encode()

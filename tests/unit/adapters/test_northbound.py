@@ -8,7 +8,7 @@ import time
 import pytest
 from fake_controller import FakeController, measurement, path
 
-from orchestrator.adapters.northbound import NorthboundClient, join, parse_paths
+from orchestrator.adapters.northbound import NorthboundClient, join, parse_paths, read_token
 from orchestrator.errors import NorthboundError
 
 NAMES = {"198.18.0.1": "orch", "198.18.1.1": "h1"}
@@ -144,3 +144,17 @@ def test_an_event_makes_the_reader_look_again_at_once_and_stopping_is_prompt(con
     client.stop()
     assert time.monotonic() - started < 2.5
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("northbound")]
+
+
+def test_the_token_of_the_file_is_sent_where_one_is_configured(controller, tmp_path):
+    client_of(controller).refresh()
+    assert controller.authorization is None
+    (tmp_path / "token").write_text("a-token-in-a-file\n")
+    client_of(controller, token=read_token(tmp_path / "token")).refresh()
+    assert controller.authorization == "Bearer a-token-in-a-file"
+    for content in ("", "two words", "two\nlines"):
+        (tmp_path / "token").write_text(content)
+        with pytest.raises(NorthboundError, match="one token on one line"):
+            read_token(tmp_path / "token")
+    with pytest.raises(NorthboundError, match="cannot be read"):
+        read_token(tmp_path / "none")

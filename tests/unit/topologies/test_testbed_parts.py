@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from scenarios.schema import parse
-from topologies import checks, ovs, rpc, stages, state, testbed
+from topologies import checks, controller_token, ovs, rpc, stages, state, testbed
 from topologies.errors import TestbedError, TopologyError
 from topologies.links import wires
 from topologies.processes import Process, identify, start_ticks, stop_all
@@ -145,13 +145,16 @@ def test_links_have_the_controllers_names():
     )
 
 
-def test_only_core_links_get_a_capacity_and_only_once_the_controller_knows_them(monkeypatch):
+def test_only_core_links_get_a_capacity_and_only_once_the_controller_knows_them(root, monkeypatch):
     spec = network_spec(scenario())
+    state.make_directory(root / "zz")
+    token = controller_token.make("zz").read_text().strip()
     known, put = [], []
 
-    def http_json(method, url, body=None):
+    def http_json(method, url, body=None, headers=None):
         if method == "GET":
             return 200, {"links": [{"id": name} for name in known]}
+        assert headers == {"Authorization": f"Bearer {token}"}
         put.append((url.rpartition("/")[2], body))
         return 200, {}
 
@@ -165,6 +168,19 @@ def test_only_core_links_get_a_capacity_and_only_once_the_controller_knows_them(
     assert sorted(name for name, _ in put) == sorted(set(known) & set(core))
     assert capacities.missing.keys() == set(stages.northbound_ids(spec, spec.link("orch-c1")))
     assert put[0][1] == {"capacity_bps": 1e9}
+
+
+def test_the_controllers_token_is_for_root_only_and_new_each_time(root):
+    state.make_directory(root / "zz")
+    tokens = set()
+    for _ in range(2):
+        path = controller_token.make("zz")
+        assert path.stat().st_mode & 0o777 == 0o600
+        tokens.add(path.read_text())
+    assert len(tokens) == 2
+    state.sweep("zz")
+    with pytest.raises(TestbedError, match=r"northbound.token cannot be read.*is it up"):
+        controller_token.headers("zz")
 
 
 def test_a_direction_is_named_by_its_ends():
