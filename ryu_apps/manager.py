@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 from ryu.app.wsgi import WSGIApplication
 from ryu.base import app_manager
 from ryu.controller import ofp_event
-from ryu.controller.handler import CONFIG_DISPATCHER, DEAD_DISPATCHER, MAIN_DISPATCHER, set_ev_cls
+from ryu.controller.handler import DEAD_DISPATCHER, MAIN_DISPATCHER, set_ev_cls
 from ryu.lib import hub
 from ryu.ofproto import ofproto_v1_3
 
 from ryu_apps import access, openflow, options, probe
+from ryu_apps.connection import Connection, Door
 from ryu_apps.discovery import Port, Switch, dpid_text
 from ryu_apps.northbound import Api, NorthboundController
 from ryu_apps.parts import Parts
@@ -42,6 +43,8 @@ class NetworkManager(app_manager.RyuApp):  # type: ignore[misc]
         chosen = options.read()
         rules = access.from_options(chosen)
         self._parts = Parts(chosen, key=key, clock=time.time, sleep=hub.sleep)
+        self._door = Door(self, self._parts.connection_counts)
+        self._door.open()
         api = Api(
             access=rules, views=self._parts.views, events=self._parts.events, metrics=self._parts.metrics
         )
@@ -84,17 +87,23 @@ class NetworkManager(app_manager.RyuApp):  # type: ignore[misc]
             up=openflow.port_is_up(description),
         )
 
-    @set_ev_cls(ofp_event.EventOFPPacketIn, MAIN_DISPATCHER)
-    def _packet_arrived(self, event: Any) -> None:
-        message = event.msg
-        self._parts.packet_arrived(
-            event.timestamp, message.data, message.datapath.id, message.match["in_port"]
-        )
+    def packet_arrived(self, now: float, connection: Connection, port: int, frame: bytes) -> None:
+        """Take a packet in that a switch sent up; called for every one, past Ryu's events."""
+        if self._is_current(connection):
+            try:
+                self._parts.packet_arrived(now, frame, connection.id, port)
+            except Exception:
+                LOG.exception("a packet of %d bytes from %s failed", len(frame), dpid_text(connection.id))
 
-    @set_ev_cls(ofp_event.EventOFPEchoReply, [CONFIG_DISPATCHER, MAIN_DISPATCHER])
-    def _switch_echo_arrived(self, event: Any) -> None:
-        if event.msg.datapath.id is not None:
-            self._parts.prober.switch_echo_arrived(event.timestamp, event.msg.datapath.id, event.msg.data)
+    def echo_arrived(self, now: float, connection: Connection, data: bytes) -> None:
+        """Take a switch's answer to an echo request in."""
+        if self._is_current(connection):
+            self._parts.prober.switch_echo_arrived(now, connection.id, data)
+
+    def _is_current(self, connection: Connection) -> bool:
+        """Tell whether this is the connection of a switch that has joined, not one that it replaced."""
+        switch = self._parts.network.switches.get(connection.id)
+        return switch is not None and switch.datapath is connection
 
     @set_ev_cls(ofp_event.EventOFPPortStatsReply, MAIN_DISPATCHER)
     def _counters_arrived(self, event: Any) -> None:

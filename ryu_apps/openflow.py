@@ -1,7 +1,7 @@
 """Small builders of OpenFlow 1.3 messages.
 
-Measuring packets leave by the hundred per second, so their packet-outs are packed by hand; everything else
-uses Ryu's classes.
+Measuring packets leave and arrive by the hundred per second, so their messages are packed and read by hand;
+everything else uses Ryu's classes.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from ryu.ofproto import ofproto_v1_3
+from ryu.controller import ofp_event
+from ryu.exception import RyuException
+from ryu.ofproto import ofproto_parser, ofproto_v1_3
 
 from ryu_apps import packets, probe
+from ryu_apps.errors import MalformedPacketError
 
 Datapath = Any
 """Ryu's switch connection (ryu.controller.controller.Datapath), which has no types."""
@@ -31,8 +34,18 @@ PRIORITY_UNUSED = 20
 PRIORITY_MISS = 10
 PROBE_BYTES = 128
 SEND_QUEUE_HIGH = 8
-"""Measuring packets wait while so many messages are queued to a switch (Ryu blocks at 16)."""
+"""Measuring packets wait while a switch has left so many messages unread."""
 
+HEADER_BYTES = ofproto_v1_3.OFP_HEADER_SIZE
+PACKET_IN = ofproto_v1_3.OFPT_PACKET_IN
+ECHO_REPLY = ofproto_v1_3.OFPT_ECHO_REPLY
+KNOWN_VERSIONS = range(1, 7)
+"""Of what may greet; only OpenFlow 1.3 gets further."""
+
+_HEADER = struct.Struct("!BBHI")
+_IN_PORT = bytes.fromhex("80000004")
+"""The header of the match field (OXM) that names the ingress port, four bytes long."""
+_MATCH_AT = 24
 _PACKET_OUT = struct.Struct("!BBHIIIH6x")
 _OUTPUT = struct.Struct("!HHIH6x")
 
@@ -51,6 +64,40 @@ def packet_out(frame: bytes, port: int, *, copies: int = 1) -> bytes:
         len(actions),
     )
     return header + actions + frame
+
+
+def header(data: bytes, start: int) -> tuple[int, int, int, int]:
+    """Read (version, type, length, transaction) of the message that begins at `start`."""
+    fields: tuple[int, int, int, int] = _HEADER.unpack_from(data, start)
+    return fields
+
+
+def parse_packet_in(message: bytes) -> tuple[int, bytes]:
+    """Return the ingress port and the frame of a packet-in.
+
+    Raises:
+        MalformedPacketError: it is cut short, or names no port.
+    """
+    if len(message) < _MATCH_AT + 4:
+        raise MalformedPacketError(f"a packet-in of {len(message)} bytes")
+    match_end = _MATCH_AT + int.from_bytes(message[_MATCH_AT + 2 : _MATCH_AT + 4], "big")
+    position = _MATCH_AT + 4
+    while position + 8 <= min(match_end, len(message)):
+        if message[position : position + 4] == _IN_PORT:
+            port = int.from_bytes(message[position + 4 : position + 8], "big")
+            padded = (match_end - _MATCH_AT + 7) // 8 * 8
+            return port, message[_MATCH_AT + padded + 2 :]
+        position += 4 + message[position + 3]
+    raise MalformedPacketError("a packet-in that names no ingress port")
+
+
+def parse_event(datapath: Datapath, fields: tuple[int, int, int, int], message: bytes) -> Any:
+    """Have Ryu parse a message; return its event, None if the message is malformed."""
+    try:
+        parsed = ofproto_parser.msg(datapath, *fields, message)
+    except (RyuException, AssertionError, struct.error):
+        return None
+    return None if parsed is None else ofp_event.ofp_msg_to_ev(parsed)
 
 
 def congested(datapath: Datapath) -> bool:
@@ -153,11 +200,10 @@ def barrier(datapath: Datapath) -> Message:
     return message
 
 
-def echo_request(datapath: Datapath, data: bytes) -> Message:
-    """Return an echo request that carries `data`."""
-    message = datapath.ofproto_parser.OFPEchoRequest(datapath)
-    message.data = data
-    return message
+def echo_request(data: bytes) -> bytes:
+    """Pack an echo request that carries `data`."""
+    length = HEADER_BYTES + len(data)
+    return _HEADER.pack(ofproto_v1_3.OFP_VERSION, ofproto_v1_3.OFPT_ECHO_REQUEST, length, 0) + data
 
 
 def port_stats_request(datapath: Datapath) -> Message:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address
 
 from ryu_apps.errors import MalformedPacketError
@@ -60,6 +61,7 @@ def mac_text(address: bytes) -> str:
     return address.hex(":")
 
 
+@lru_cache(maxsize=4096)
 def ip_bytes(text: str) -> bytes:
     """Return the four bytes of a dotted address."""
     return IPv4Address(text).packed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from ryu_apps import packets, probe
@@ -86,6 +87,8 @@ class Parts:
             network=self.network, monitor=self.monitor, views=self.views, counts=self.counts
         )
         self._malformed = 0
+        self.connection_counts: Counter[str] = Counter()
+        """What went wrong on switches' connections, counted by whoever owns those."""
 
     def loops(self) -> list[Callable[[], None]]:
         """Return the loops that must run, each in a thread of its own."""
@@ -97,6 +100,7 @@ class Parts:
             **{f"probes_{name}": value for name, value in self.prober.counts.items()},
             **{f"forwarding_{name}": value for name, value in self.forwarding.counts.items()},
             **{f"arp_{name}": value for name, value in self.arp.counts.items()},
+            **{f"connections_{name}": value for name, value in self.connection_counts.items()},
             "train_sent_bytes": self.trains.sent_bytes,
             "malformed_packets": self._malformed,
             "process_cpu_seconds": time.process_time(),

@@ -35,6 +35,9 @@ SEARCH_RATE = 5.0
 SEARCH_S = 3.0
 IDLE_RATE = 1.0
 """A port probes quickly while it is new, and once a second when it leads to no switch."""
+BREATH_S = 0.002
+IDLE_S = 0.05
+MAX_TOGETHER = 8
 LATE_S = 1.0
 DEAD_LINK_S = 3.0
 DEAD_LINK_PROBES = 12
@@ -70,16 +73,14 @@ class _SwitchEcho:
     def __init__(self, target: _Target) -> None:
         self.target = target
         self._samples: deque[float] = deque(maxlen=11)
+        self.round_trip_s: float | None = None
+        """The median round trip, None before the first."""
 
     def add(self, round_trip_s: float) -> None:
         """Take one round trip in."""
         if 0 <= round_trip_s < LATE_S:
             self._samples.append(round_trip_s)
-
-    @property
-    def round_trip_s(self) -> float | None:
-        """The median round trip, None before the first."""
-        return median(self._samples) if self._samples else None
+            self.round_trip_s = median(self._samples)
 
 
 class Prober:
@@ -184,20 +185,19 @@ class Prober:
     # The measuring loop.
 
     def run(self) -> None:
-        """Send what is due, for ever; one packet at a time, so that they are spread."""
+        """Send what is due, for ever; what comes due within a breath leaves together."""
         next_budget = 0.0
         while True:
             now = self._clock()
             if now >= next_budget:
                 self._budget(now)
                 next_budget = now + 1.0
-            wait_s = 0.05
-            if self._queue:
-                wait_s = self._queue[0][0] - now
-                if wait_s <= 0:
-                    self._send_next(now)
-                    wait_s = 0.0
-            self._sleep(min(max(wait_s, 0.0), 0.05))
+            for _ in range(MAX_TOGETHER):
+                if not self._queue or self._queue[0][0] > now:
+                    break
+                self._send_next(now)
+            wait_s = self._queue[0][0] - self._clock() if self._queue else IDLE_S
+            self._sleep(min(max(wait_s, BREATH_S), IDLE_S))
 
     def _budget(self, now: float) -> None:
         """Slow all streams down evenly when together they would exceed the limit."""
@@ -215,8 +215,7 @@ class Prober:
 
     def _send_switch_echo(self, switch: Switch, now: float) -> None:
         if not openflow.congested(switch.datapath):
-            message = openflow.echo_request(switch.datapath, _ECHO.pack(_ECHO_MAGIC, self._clock()))
-            switch.datapath.send_msg(message)
+            switch.datapath.send(openflow.echo_request(_ECHO.pack(_ECHO_MAGIC, self._clock())))
 
     def _send_probe(self, switch: Switch, port: Port, now: float) -> None:
         stream = self._ports.get((switch.dpid, port.number))
@@ -296,9 +295,10 @@ class Prober:
 
     def overhead_s(self, src: int, dst: int) -> float | None:
         """Return what the control channels add to a probe from `src` to `dst`: half of each echo time."""
-        shares = [self._switches[dpid].round_trip_s for dpid in (src, dst) if dpid in self._switches]
-        known = [share for share in shares if share is not None]
-        return sum(known) / 2 if len(known) == 2 else None
+        first, second = self._switches.get(src), self._switches.get(dst)
+        if first is None or second is None or first.round_trip_s is None or second.round_trip_s is None:
+            return None
+        return (first.round_trip_s + second.round_trip_s) / 2
 
     def read(self, payload: bytes) -> Probe | None:
         """Read a probe's payload; what is not ours is counted and ignored."""
