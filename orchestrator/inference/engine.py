@@ -62,6 +62,8 @@ REMAKE = "remake"
 """The verdict to make the same placement anew, under a new route epoch."""
 REFUSAL_S = 30.0
 """How long a node that could not take its shard is left out."""
+MEASURING_S = 60.0
+"""How long a new deployment waits for paths that the controller has not measured yet."""
 
 
 class Engine:
@@ -78,6 +80,7 @@ class Engine:
         self._last_epoch = 0
         self._attempts = 0
         self._served = False
+        self._asked_at_s = 0.0
         self._changed_at_s: float | None = None
         self._latency = Ewma()
         self._stalls = 0
@@ -135,6 +138,7 @@ class Engine:
 
     def _on_deploy(self, event: DeployRequested) -> None:
         self._nodes, self._network = event.nodes, event.network
+        self._asked_at_s = event.now_s
         self._place(event.now_s, "place", "deployment asked for")
 
     def _place(self, now_s: float, kind: str, why: str, *, avoid: frozenset[str] = frozenset()) -> None:
@@ -169,6 +173,9 @@ class Engine:
         return choice
 
     def _cannot_place(self, now_s: float, kind: str, reason: str, constraint: str) -> None:
+        if not self._served and constraint == "paths" and now_s - self._asked_at_s < MEASURING_S:
+            self._await_measurements(now_s, reason)
+            return
         state = "degraded" if self._served else "failed"
         self._refused.clear()
         self._broken = self._broken or reason
@@ -177,6 +184,13 @@ class Engine:
             self._decide(now_s, kind, "infeasible", reason, inputs=inputs)
         if self._state != state:
             self._announce(state, reason)
+
+    def _await_measurements(self, now_s: float, reason: str) -> None:
+        """Leave a deployment that nothing served yet as it is; the next look at the network tries again."""
+        waiting = f"waits for measurements, {MEASURING_S:g} s at most: {reason}"
+        if self._is_news(("place", "infeasible", "paths"), now_s):
+            self._decide(now_s, "place", "wait", waiting, inputs={"nodes": _names(self._nodes)})
+            self._announce("preparing", waiting)
 
     def _problem(self, avoid: frozenset[str] = frozenset(), *, keep_stages: bool = True) -> Problem:
         allowed = set(self.spec.nodes)
@@ -353,7 +367,8 @@ class Engine:
             return
         if self._route is None or self._broken is not None:
             self._attempts = 0
-            self._place(event.now_s, "failover", self._broken or "nothing serves")
+            kind = "failover" if self._served else "place"
+            self._place(event.now_s, kind, self._broken or "deployment asked for")
             return
         found = self._crossings(self._route)
         if found:

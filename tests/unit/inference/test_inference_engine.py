@@ -142,6 +142,35 @@ def test_a_deployment_is_placed_prepared_committed_head_last_and_serves() -> Non
     assert announcement.placement == engine.placement
 
 
+UNMEASURED = Network(taken_at_s=0.0)
+
+
+def unmeasured(engine: Engine, now_s: float) -> list[m.Instruction]:
+    return feed(engine, m.EnvironmentTaken(now_s=now_s, nodes=NODES, network=UNMEASURED))
+
+
+def test_a_deployment_that_comes_before_the_measurements_waits_for_them() -> None:
+    engine = Engine(spec())
+    instructions = feed(engine, m.DeployRequested(now_s=0.0, nodes=NODES, network=UNMEASURED))
+    assert [decision.verdict for decision in decisions(instructions)] == ["wait"]
+    assert states(instructions) == ["preparing"]
+    assert unmeasured(engine, 2.0) == []
+    placed = look(engine, 4.0)
+    assert [decision.verdict for decision in decisions(placed)] == ["place"]
+    carry_out(engine, placed, 5.0)
+    assert engine.state == "serving"
+
+
+def test_it_does_not_wait_for_measurements_for_ever() -> None:
+    engine = Engine(spec())
+    feed(engine, m.DeployRequested(now_s=0.0, nodes=NODES, network=UNMEASURED))
+    unmeasured(engine, 59.0)
+    assert not engine.ended
+    last = unmeasured(engine, 60.0)
+    assert states(last) == ["failed"]
+    assert "paths between nodes cannot be used" in decisions(last)[0].reason
+
+
 def test_what_cannot_be_placed_fails_with_the_reason_and_leaves_nothing() -> None:
     engine = Engine(spec())
     untrusted = tuple(replace(node, trusted=False) for node in NODES)
