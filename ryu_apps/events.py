@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ryu_apps.discovery import Host, dpid_text, hop_id
+from ryu_apps.flows import Flow
 from ryu_apps.packets import mac_text
 from ryu_apps.signals import Change, Signals
 
@@ -78,8 +79,10 @@ def _host(host: Host) -> dict[str, Any]:
     return {"ip": host.ip, "mac": mac_text(host.mac), "dpid": dpid_text(host.dpid), "port": host.port}
 
 
-def _path(path: tuple[str, str, list[str]]) -> dict[str, Any]:
-    return {"src": path[0], "dst": path[1], "links": path[2]}
+def _path(path: tuple[Flow, list[str]]) -> dict[str, Any]:
+    flow, links = path
+    part = None if flow.traffic_class is None else flow.traffic_class.as_json()
+    return {"src": flow.src, "dst": flow.dst, "traffic_class": part, "links": links}
 
 
 _DESCRIPTIONS: dict[Change, Callable[[Any], dict[str, Any]]] = {

@@ -1,64 +1,42 @@
 """Carry IPv4 between hosts over explicit paths: loop-free by construction, nothing is ever flooded.
 
-The first packet of a pair of hosts comes to the controller, which chooses the path of least delay and puts
-one exact rule per direction on each switch of it, the last switch first, each confirmed by a barrier before
-the one before it: whoever meets a new rule finds the rest of the way in place. Then the packet goes on. A
-path stays until it breaks, or until a link that came back makes it clearly better.
+The first packet of a pair of hosts comes to the controller, which chooses the path of least delay, has its
+rules put on the switches of it (routes.py), and then sends the packet on. A path stays until it breaks, or
+until a link that came back makes it clearly better. Steering may pin a flow to a path: that goes before the
+default as long as its links are up.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from ryu_apps import openflow, packets
 from ryu_apps.arp import VIRTUAL_IPS, ArpProxy
 from ryu_apps.discovery import Host, Network, Switch, from_host_id, hop_id, to_host_id
+from ryu_apps.flows import Flow, Place, Way, back, back_along
 from ryu_apps.paths import Hop, SwitchPath, least_delay_path, path_cost_s
 from ryu_apps.prober import Prober
+from ryu_apps.routes import Route, Routes
 from ryu_apps.signals import Change, Signals
 
 LOG = logging.getLogger(__name__)
 
-MAX_PENDING = 32
-INSTALL_TIMEOUT_S = 2.0
 REPAIR_AFTER_S = 1.0
 REFRESH_DELAY_S = 0.02
+RETRY_S = 1.0
 IMPROVE_DELAY_S = 3.0
 BETTER_SHARE = 0.8
 """A path gives way to a better one only if that costs less than this share of it."""
+UNMEASURED_DRAIN_S = 0.5
+"""How long packets may be on a link whose delay is not known."""
 
-
-@dataclass(slots=True, eq=False)
-class _Route:
-    """One direction of a pair: the rules it wants, and those it has."""
-
-    src: str
-    dst: str
-    cookie: int
-    hops: tuple[Hop, ...] | None = None
-    end: tuple[int, int] | None = None
-    start: int | None = None
-    rules: dict[int, int] = field(default_factory=dict)
-    """Output port per switch that has a confirmed rule."""
-    steps: list[tuple[int, int]] = field(default_factory=list)
-    """(switch, output port) still to do, the next one last."""
-    awaited: tuple[int, int] | None = None
-    """(switch, transaction) of the barrier under way."""
-    started_at: float = 0.0
-    installed_at: float = 0.0
-    pending: deque[tuple[int, bytes]] = field(default_factory=lambda: deque(maxlen=MAX_PENDING))
-
-    @property
-    def installing(self) -> bool:
-        return self.awaited is not None
+Hops = tuple[Hop, ...]
 
 
 class Forwarding:
-    """Own the routes between hosts."""
+    """Own which way every flow goes."""
 
     def __init__(
         self,
@@ -76,10 +54,9 @@ class Forwarding:
         self._arp = arp
         self._clock = clock
         self._sleep = sleep
-        self._routes: dict[tuple[str, str], _Route] = {}
-        self._barriers: dict[tuple[int, int], _Route] = {}
-        self._unsent: set[_Route] = set()
-        self._numbers = itertools.count(1)
+        self._routes = Routes(network.switches, delay_into_s=self._delay_into_s, installed=self._installed)
+        self._pinned: dict[Flow, Hops] = {}
+        self._unsent: set[Route] = set()
         self._refresh_at: float | None = None
         self._improve_at: float | None = None
         self.counts: Counter[str] = Counter()
@@ -87,6 +64,7 @@ class Forwarding:
         signals.connect(Change.LINK_UP, lambda hop: self._soon(improve=True))
         signals.connect(Change.SWITCH_UP, self._switch_up)
         signals.connect(Change.SWITCH_DOWN, lambda switch: self._forget_rules(switch.dpid))
+        signals.connect(Change.HOST_LEARNED, self._host_learned)
         signals.connect(Change.HOST_MOVED, lambda host: self._soon(improve=False))
         signals.connect(Change.HOST_LOST, self._host_lost)
 
@@ -100,8 +78,7 @@ class Forwarding:
 
     def _forget_rules(self, dpid: int) -> None:
         """Note that a switch has none of our rules any more."""
-        for route in self._routes.values():
-            route.rules.pop(dpid, None)
+        self._routes.forget_switch(dpid)
         self._soon(improve=False)
 
     def _soon(self, *, improve: bool) -> None:
@@ -111,10 +88,14 @@ class Forwarding:
         if improve:
             self._improve_at = now + IMPROVE_DELAY_S
 
+    def _host_learned(self, host: Host) -> None:
+        for flow in [flow for flow in self._pinned if host.ip in (flow.src, flow.dst)]:
+            self._apply(flow)
+
     def _host_lost(self, host: Host) -> None:
-        for key in [key for key in self._routes if host.ip in key]:
-            self._remove_rules(self._routes[key], keep=())
-            self._cancel(self._routes.pop(key))
+        for route in self._routes:
+            if host.ip in (route.flow.src, route.flow.dst):
+                self._routes.drop(route)
 
     def run(self) -> None:
         """Look after the routes, for ever."""
@@ -130,19 +111,13 @@ class Forwarding:
         if self._improve_at is not None and now >= self._improve_at:
             self._improve_at = None
             self._refresh(improve=True)
-        self._expire(now)
+        if self._routes.look_after(now) and self._refresh_at is None:
+            self._refresh_at = now + RETRY_S
         self._send_unsent()
 
-    def _expire(self, now: float) -> None:
-        """Give up on switches that do not confirm; the next packet of the pair tries anew."""
-        for route in [
-            route for route in self._barriers.values() if now - route.started_at > INSTALL_TIMEOUT_S
-        ]:
-            LOG.warning(
-                "route %s -> %s was not confirmed within %g s", route.src, route.dst, INSTALL_TIMEOUT_S
-            )
-            self._cancel(route)
-            route.rules.clear()
+    def barrier_arrived(self, dpid: int, transaction: int) -> None:
+        """Take a switch's confirmation in."""
+        self._routes.barrier_arrived(self._clock(), dpid, transaction)
 
     # First packets.
 
@@ -170,46 +145,43 @@ class Forwarding:
         if dst not in self._network.hosts:
             self._arp.ask(now, packet.destination, waiting=src)
             return
-        self._carry(now, src, dst, dpid, frame)
+        self._carry(now, Flow(src=src, dst=dst), (dpid, port), frame)
 
-    def _carry(self, now: float, src: str, dst: str, dpid: int, frame: bytes) -> None:
-        route = self._route(src, dst)
+    def _carry(self, now: float, flow: Flow, place: Place, frame: bytes) -> None:
+        route = self._routes.of(flow)
         if route.installing:
-            route.pending.append((dpid, frame))
+            route.pending.append((place, frame))
             return
         if self._is_intact(route) and now - route.installed_at < REPAIR_AFTER_S:
-            self._send_on(route, dpid, frame)
+            self._send_on(route, place, frame)
             return
-        route.pending.append((dpid, frame))
-        path = self._choose(src, dst)
-        self._install(now, route, path)
-        back = self._route(dst, src)
-        if not back.installing and not self._is_intact(back):
-            self._install(now, back, self._reversed(path))
+        route.pending.append((place, frame))
+        self._lead(now, route, self._target(flow))
+        answers = self._routes.of(flow.reversed())
+        if not answers.installing and not self._is_intact(answers):
+            self._lead(now, answers, self._target(answers.flow))
 
-    def _route(self, src: str, dst: str) -> _Route:
-        route = self._routes.get((src, dst))
-        if route is None:
-            cookie = openflow.COOKIE_PAIR | next(self._numbers) & 0xFFFFFFFF
-            route = self._routes[src, dst] = _Route(src=src, dst=dst, cookie=cookie)
-        return route
+    def _send_on(self, route: Route, place: Place, frame: bytes) -> None:
+        """Send a packet out where the route's rule would have sent it, later if the switch is busy.
 
-    def _send_on(self, route: _Route, dpid: int, frame: bytes) -> None:
-        """Send a packet out where the route's rule would have sent it, later if the switch is busy."""
-        switch, out_port = self._network.switches.get(dpid), route.rules.get(dpid)
+        A packet that came in at an odd port joins the way where that passes its switch.
+        """
+        switch, out_port = self._network.switches.get(place[0]), route.rules.get(place)
+        if out_port is None and route.way is not None:
+            out_port = next((port for (dpid, _), port in route.way.rules() if dpid == place[0]), None)
         if switch is None or out_port is None:
             self.counts["dropped"] += 1
         elif openflow.congested(switch.datapath):
-            route.pending.append((dpid, frame))
+            route.pending.append((place, frame))
             self._unsent.add(route)
         else:
             switch.datapath.send(openflow.packet_out(frame, out_port))
 
-    def _flush(self, route: _Route) -> None:
+    def _flush(self, route: Route) -> None:
         frames = list(route.pending)
         route.pending.clear()
-        for dpid, frame in frames:
-            self._send_on(route, dpid, frame)
+        for place, frame in frames:
+            self._send_on(route, place, frame)
 
     def _send_unsent(self) -> None:
         routes, self._unsent = self._unsent, set()
@@ -219,14 +191,13 @@ class Forwarding:
 
     # Choosing.
 
-    def _costs(self) -> dict[Hop, float | None]:
+    def costs(self) -> dict[Hop, float | None]:
         """Return the delay of every link that is up in both directions, the mean of both."""
         now = self._clock()
         costs: dict[Hop, float | None] = {}
         for hop in self._network.hops:
-            back = _back(hop)
-            if self._network.has_hop(back):
-                delays = [self._delay(hop, now), self._delay(back, now)]
+            if self._network.has_hop(back(hop)):
+                delays = [self._delay(hop, now), self._delay(back(hop), now)]
                 known = [delay for delay in delays if delay is not None]
                 costs[hop] = sum(known) / len(known) if known else None
         return costs
@@ -235,135 +206,155 @@ class Forwarding:
         stream = self._prober.hop_stream(hop)
         return None if stream is None else stream.delay.delay(now).value
 
-    def _choose(
-        self, src: str, dst: str, costs: dict[Hop, float | None] | None = None
-    ) -> tuple[Hop, ...] | None:
-        """Return the best way between two hosts, the same for both directions."""
-        first, second = sorted((src, dst))
+    def _delay_into_s(self, place: Place) -> float:
+        hop = self._network.link_from(*place)
+        delay_s = None if hop is None else self._delay(back(hop), self._clock())
+        return UNMEASURED_DRAIN_S if delay_s is None else delay_s
+
+    def _default(self, flow: Flow, costs: dict[Hop, float | None] | None = None) -> Hops | None:
+        """Return the best way between two known hosts, the same for both directions."""
+        first, second = sorted((flow.src, flow.dst))
         ends = self._network.hosts[first].dpid, self._network.hosts[second].dpid
         if not all(end in self._network.switches for end in ends):
             return None
-        found: SwitchPath | None = least_delay_path(self._costs() if costs is None else costs, *ends)
+        found: SwitchPath | None = least_delay_path(self.costs() if costs is None else costs, *ends)
         if found is None:
             return None
-        return found.hops if src == first else self._reversed(found.hops)
+        return found.hops if flow.src == first else back_along(found.hops)
 
-    @staticmethod
-    def _reversed(hops: tuple[Hop, ...] | None) -> tuple[Hop, ...] | None:
-        return None if hops is None else tuple(_back(hop) for hop in reversed(hops))
+    def _target(self, flow: Flow, costs: dict[Hop, float | None] | None = None) -> Hops | None:
+        """Return the way that a flow of known hosts should take: its pin's, its pair's, the default."""
+        pinned = self._pinned.get(flow)
+        if pinned is not None and self.is_usable(flow, pinned):
+            return pinned
+        if flow.traffic_class is None:
+            return self._default(flow, costs)
+        pair = self._routes.get(flow.pair)
+        if pair is not None and pair.way is not None and self._is_intact(pair):
+            return pair.way.hops
+        return self._target(flow.pair, costs)
 
-    def _is_intact(self, route: _Route) -> bool:
+    def is_usable(self, flow: Flow, hops: Hops) -> bool:
+        """Tell whether a way leads from a flow's source to its destination over links that are up."""
+        src, dst = self._network.hosts.get(flow.src), self._network.hosts.get(flow.dst)
+        if src is None or dst is None or not {src.dpid, dst.dpid} <= self._network.switches.keys():
+            return False
+        ends = (hops[0].src, hops[-1].dst) if hops else (dst.dpid, src.dpid)
+        return ends == (src.dpid, dst.dpid) and self._are_up(hops)
+
+    def _are_up(self, hops: Hops) -> bool:
+        return all(self._network.has_hop(hop) and self._network.has_hop(back(hop)) for hop in hops)
+
+    def _is_planned(self, route: Route) -> bool:
+        """Tell whether a route's way exists and leads to where its hosts are."""
+        src, dst = self._network.hosts.get(route.flow.src), self._network.hosts.get(route.flow.dst)
+        return (
+            route.way is not None
+            and src is not None
+            and dst is not None
+            and (route.way.start, route.way.end) == (src.place, dst.place)
+            and self._are_up(route.way.hops)
+        )
+
+    def _is_intact(self, route: Route) -> bool:
         """Tell whether a route's rules are all in place and lead to where its hosts are."""
-        src, dst = self._network.hosts.get(route.src), self._network.hosts.get(route.dst)
-        if route.hops is None or src is None or dst is None:
-            return False
-        if route.start != src.dpid or route.end != dst.place:
-            return False
-        links = all(self._network.has_hop(hop) and self._network.has_hop(_back(hop)) for hop in route.hops)
-        return links and all(route.rules.get(dpid) == port for dpid, port in _wanted(route.hops, dst))
+        return self._is_planned(route) and route.complete
 
     def _refresh(self, *, improve: bool) -> None:
         """Put every route right that is broken, and where `improve` says so move those that lose much."""
-        now, costs = self._clock(), self._costs()
-        for route in list(self._routes.values()):
-            if route.src not in self._network.hosts or route.dst not in self._network.hosts:
-                continue
-            if route.installing and self._is_planned(route):
-                continue
-            intact = self._is_intact(route)
-            if intact and not improve:
-                continue
-            best = self._choose(route.src, route.dst, costs)
-            if intact and not self._is_better(best, route.hops, costs):
-                continue
-            if route.hops is not None or best is not None:
-                self._install(now, route, best)
+        now, costs = self._clock(), self.costs()
+        for route in sorted(self._routes, key=lambda route: route.flow.traffic_class is not None):
+            if {route.flow.src, route.flow.dst} <= self._network.hosts.keys():
+                self._refresh_one(now, route, costs, improve=improve)
 
-    def _is_planned(self, route: _Route) -> bool:
-        """Tell whether the way that is being installed still exists."""
-        src, dst = self._network.hosts[route.src], self._network.hosts[route.dst]
-        return (
-            route.hops is not None
-            and (route.start, route.end) == (src.dpid, dst.place)
-            and all(self._network.has_hop(hop) and self._network.has_hop(_back(hop)) for hop in route.hops)
-        )
+    def _refresh_one(
+        self, now: float, route: Route, costs: dict[Hop, float | None], *, improve: bool
+    ) -> None:
+        if route.installing and self._is_planned(route):
+            return
+        intact = self._is_intact(route)
+        if route.ending:
+            if not intact:
+                self._routes.drop(route)
+            return
+        if intact and not improve:
+            return
+        best = self._target(route.flow, costs)
+        if intact and not self._is_better(route, best, costs):
+            return
+        if route.way is not None or best is not None:
+            self._lead(now, route, best)
 
-    @staticmethod
-    def _is_better(
-        best: tuple[Hop, ...] | None, now: tuple[Hop, ...] | None, costs: dict[Hop, float | None]
-    ) -> bool:
-        if best is None or now is None or best == now:
+    def _is_better(self, route: Route, best: Hops | None, costs: dict[Hop, float | None]) -> bool:
+        """Tell whether a route that works should move: to a pin always, else if that gains enough."""
+        if best is None or route.way is None or best == route.way.hops:
             return False
-        return path_cost_s(best, costs) < BETTER_SHARE * path_cost_s(now, costs)
+        if best == self._pinned.get(route.flow) or route.flow.traffic_class is not None:
+            return True
+        return path_cost_s(best, costs) < BETTER_SHARE * path_cost_s(route.way.hops, costs)
 
-    # Installing.
+    # Leading routes.
 
-    def _install(self, now: float, route: _Route, hops: tuple[Hop, ...] | None) -> None:
-        """Begin to put the rules of a route on the switches; without a way, take them off."""
-        self._cancel(route, keep_pending=True)
-        src, dst = self._network.hosts[route.src], self._network.hosts[route.dst]
-        route.hops = hops
+    def _lead(self, now: float, route: Route, hops: Hops | None) -> None:
+        """Begin to lead a route over a way; without one, take its rules off."""
+        src, dst = self._network.hosts[route.flow.src], self._network.hosts[route.flow.dst]
         if hops is None or src.place == dst.place:
-            route.pending.clear()
-            self._remove_rules(route, keep=())
-            return
-        route.start, route.end, route.started_at = src.dpid, dst.place, now
-        route.steps = _wanted(hops, dst)
-        self._step(route)
+            self._routes.clear(route)
+        else:
+            self._routes.install(now, route, Way(start=src.place, hops=hops, end=dst.place))
 
-    def _step(self, route: _Route) -> None:
-        """Do the next switch of a route, from the last one to the first."""
-        if not route.steps:
-            self._installed(route)
-            return
-        dpid, out_port = route.steps.pop()
-        switch = self._network.switches.get(dpid)
-        if switch is None:
-            self._cancel(route)
-            return
-        confirm = openflow.barrier(switch.datapath)
-        route.awaited = (dpid, confirm.xid)
-        self._barriers[route.awaited] = route
-        route.rules[dpid] = out_port
-        switch.datapath.send_msg(
-            openflow.pair_rule(
-                switch.datapath, src=route.src, dst=route.dst, out_port=out_port, cookie=route.cookie
-            )
-        )
-        switch.datapath.send_msg(confirm)
-
-    def barrier_arrived(self, dpid: int, transaction: int) -> None:
-        """Go on with the route that waited for this confirmation, if one did."""
-        route = self._barriers.pop((dpid, transaction), None)
-        if route is not None and route.awaited == (dpid, transaction):
-            route.awaited = None
-            self._step(route)
-
-    def _installed(self, route: _Route) -> None:
-        route.installed_at = self._clock()
-        hops = route.hops or ()
-        dst = self._network.hosts.get(route.dst)
-        if dst is None:
-            return
-        self._remove_rules(route, keep=[dpid for dpid, _ in _wanted(hops, dst)])
+    def _installed(self, route: Route) -> None:
+        if not route.complete:  # a switch lost its rules meanwhile
+            self._soon(improve=False)
         self._flush(route)
-        LOG.info("route %s -> %s over %d switches", route.src, route.dst, len(hops) + 1)
-        self._signals.emit(Change.PATH_INSTALLED, (route.src, route.dst, self.links(route.src, route.dst)))
+        if route.way is None or not {route.flow.src, route.flow.dst} <= self._network.hosts.keys():
+            return
+        LOG.info("route %s over %d switches", route.flow, len(route.way.hops) + 1)
+        self._signals.emit(Change.PATH_INSTALLED, (route.flow, self.link_ids(route.flow, route.way.hops)))
 
-    def _cancel(self, route: _Route, *, keep_pending: bool = False) -> None:
-        if route.awaited is not None:
-            self._barriers.pop(route.awaited, None)
-        route.awaited = None
-        route.steps = []
-        if not keep_pending:
-            route.pending.clear()
+    # For steering.
 
-    def _remove_rules(self, route: _Route, *, keep: list[int] | tuple[()]) -> None:
-        for dpid in [dpid for dpid in route.rules if dpid not in keep]:
-            route.rules.pop(dpid, None)
-            switch = self._network.switches.get(dpid)
-            if switch is not None:
-                switch.datapath.send_msg(openflow.delete_pair(switch.datapath, src=route.src, dst=route.dst))
+    def steer(self, flow: Flow, hops: Hops) -> None:
+        """Lead a flow over a way from now on, whenever its links are up and its hosts known."""
+        self._pinned[flow] = hops
+        self._apply(flow)
+
+    def release(self, flow: Flow) -> None:
+        """Lead a flow over its default way again."""
+        self._pinned.pop(flow, None)
+        if flow.traffic_class is None:
+            if self._routes.get(flow) is not None:
+                self._apply(flow)
+            return
+        route = self._routes.get(flow)
+        if route is not None:
+            self._ensure(flow.pair)
+            self._routes.end(self._clock(), route)
+
+    def _apply(self, flow: Flow) -> None:
+        """Bring a flow on its way now, if its hosts are known and it is not on it or coming there."""
+        if not {flow.src, flow.dst} <= self._network.hosts.keys():
+            return
+        if flow.traffic_class is not None:
+            self._ensure(flow.pair)
+        route, target = self._routes.of(flow), self._target(flow)
+        on_its_way = route.way is not None and route.way.hops == target and self._is_planned(route)
+        if route.ending or not (on_its_way and (route.installing or route.complete)):
+            self._lead(self._clock(), route, target)
+
+    def _ensure(self, flow: Flow) -> None:
+        """See to it that a pair has a way: what of its class finds no rule takes that one."""
+        route = self._routes.of(flow)
+        if (
+            not (route.installing or self._is_intact(route))
+            and {flow.src, flow.dst} <= self._network.hosts.keys()
+        ):
+            self._lead(self._clock(), route, self._target(flow))
+
+    def way(self, flow: Flow) -> Hops | None:
+        """Return the way that a flow takes now, None when no rules of its own lead it all the way."""
+        route = self._routes.get(flow)
+        return route.way.hops if route is not None and route.way and self._is_intact(route) else None
 
     # For the northbound side.
 
@@ -372,23 +363,13 @@ class Forwarding:
 
         The way is the installed one, else the one that a first packet would get.
         """
-        source, target = self._network.hosts[src], self._network.hosts[dst]
-        route = self._routes.get((src, dst))
-        intact = route is not None and self._is_intact(route)
-        hops = route.hops if route is not None and intact else self._choose(src, dst, costs)
+        flow = Flow(src=src, dst=dst)
+        hops = self.way(flow)
         if hops is None:
-            return None
+            hops = self._target(flow, costs)
+        return None if hops is None else self.link_ids(flow, hops)
+
+    def link_ids(self, flow: Flow, hops: Hops) -> list[str]:
+        """Return the ids of the links of a way between known hosts, those of the hosts included."""
+        source, target = self._network.hosts[flow.src], self._network.hosts[flow.dst]
         return [from_host_id(source), *(hop_id(hop) for hop in hops), to_host_id(target)]
-
-    def costs(self) -> dict[Hop, float | None]:
-        """Return what links cost now, to ask `links` for many pairs."""
-        return self._costs()
-
-
-def _wanted(hops: tuple[Hop, ...], dst: Host) -> list[tuple[int, int]]:
-    """Return (switch, output port) along a way, from the first switch to the last."""
-    return [*((hop.src, hop.src_port) for hop in hops), dst.place]
-
-
-def _back(hop: Hop) -> Hop:
-    return Hop(src=hop.dst, src_port=hop.dst_port, dst=hop.src, dst_port=hop.src_port)

@@ -15,6 +15,7 @@ from ryu.ofproto import ofproto_parser, ofproto_v1_3
 
 from ryu_apps import packets, probe
 from ryu_apps.errors import MalformedPacketError
+from ryu_apps.flows import PROTOCOLS, Flow
 
 Datapath = Any
 """Ryu's switch connection (ryu.controller.controller.Datapath), which has no types."""
@@ -30,6 +31,7 @@ COOKIE_CONTROL = COOKIE_BASE | 1 << 40
 COOKIE_PAIR = COOKIE_BASE | 2 << 40
 PRIORITY_CONTROL = 1000
 PRIORITY_PAIR = 100
+"""Rules of a traffic class are 1 to 15 above, in the order of precedence."""
 PRIORITY_UNUSED = 20
 PRIORITY_MISS = 10
 PROBE_BYTES = 128
@@ -157,26 +159,50 @@ def delete_all(datapath: Datapath) -> Message:
     return _delete(datapath, match={}, command=ofproto_v1_3.OFPFC_DELETE, priority=0)
 
 
-def pair_rule(datapath: Datapath, *, src: str, dst: str, out_port: int, cookie: int) -> Message:
-    """Return the rule that sends packets from `src` to `dst` out of `out_port`."""
-    action = datapath.ofproto_parser.OFPActionOutput(out_port)
+def flow_rule(datapath: Datapath, flow: Flow, *, in_port: int, out_port: int, cookie: int) -> Message:
+    """Return the rule that sends a flow's packets that come in at `in_port` out of `out_port`."""
     return _flow(
-        datapath, priority=PRIORITY_PAIR, cookie=cookie, match=_pair_match(src, dst), actions=[action]
+        datapath,
+        priority=_priority(flow),
+        cookie=cookie,
+        match=_match(flow, in_port),
+        actions=[datapath.ofproto_parser.OFPActionOutput(out_port)],
     )
 
 
-def delete_pair(datapath: Datapath, *, src: str, dst: str) -> Message:
-    """Return the message that removes the rule of a pair."""
+def delete_flow(datapath: Datapath, flow: Flow, *, in_port: int) -> Message:
+    """Return the message that removes a flow's rule for packets that come in at `in_port`."""
     return _delete(
         datapath,
-        match=_pair_match(src, dst),
+        match=_match(flow, in_port),
         command=ofproto_v1_3.OFPFC_DELETE_STRICT,
-        priority=PRIORITY_PAIR,
+        priority=_priority(flow),
     )
 
 
-def _pair_match(src: str, dst: str) -> dict[str, Any]:
-    return {"eth_type": packets.ETHERTYPE_IPV4, "ipv4_src": src, "ipv4_dst": dst}
+def _priority(flow: Flow) -> int:
+    return PRIORITY_PAIR + (0 if flow.traffic_class is None else flow.traffic_class.precedence)
+
+
+def _match(flow: Flow, in_port: int) -> dict[str, Any]:
+    match: dict[str, Any] = {
+        "in_port": in_port,
+        "eth_type": packets.ETHERTYPE_IPV4,
+        "ipv4_src": flow.src,
+        "ipv4_dst": flow.dst,
+    }
+    part = flow.traffic_class
+    if part is None:
+        return match
+    if part.protocol is not None:
+        match["ip_proto"] = PROTOCOLS[part.protocol]
+    if part.src_port is not None:
+        match[f"{part.protocol}_src"] = part.src_port
+    if part.dst_port is not None:
+        match[f"{part.protocol}_dst"] = part.dst_port
+    if part.dscp is not None:
+        match["ip_dscp"] = part.dscp
+    return match
 
 
 def _delete(datapath: Datapath, *, match: dict[str, Any], command: int, priority: int) -> Message:

@@ -20,7 +20,7 @@ class Change(StrEnum):
     HOST_LEARNED = "host_learned"  # Host
     HOST_MOVED = "host_moved"  # Host, already with its new place
     HOST_LOST = "host_lost"  # Host
-    PATH_INSTALLED = "path_installed"  # (source address, destination address, link ids)
+    PATH_INSTALLED = "path_installed"  # (Flow, link ids)
     METRIC_CHANGED = "metric_changed"  # dict for the event stream
 
 

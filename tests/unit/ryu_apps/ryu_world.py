@@ -46,14 +46,15 @@ class Queue:
 
 @dataclass(eq=False)
 class FakeSwitch:
-    """A switch: a rule table with exact pairs, ports that lead somewhere, a control channel."""
+    """A switch: a rule table, ports that lead somewhere, a control channel."""
 
     id: int
     world: World
     ofproto: Any = ofproto_v1_3
     ofproto_parser: Any = ofproto_v1_3_parser
     send_q: Any = field(default_factory=Queue)
-    rules: dict[tuple[str, str], int] = field(default_factory=dict)
+    rules: dict[tuple[int, frozenset[Any]], int] = field(default_factory=dict)
+    """Output port by priority and match."""
     transactions: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     answers_barriers: bool = True
 
@@ -71,16 +72,39 @@ class FakeSwitch:
             self._change(message)
 
     def _change(self, message: Any) -> None:
-        match = dict(message.match.items())
+        rule = message.priority, frozenset(message.match.items())
+        match = dict(rule[1])
         if message.command == ofproto_v1_3.OFPFC_DELETE:
             self.rules.clear()
         elif "ipv4_src" in match:
-            pair = match["ipv4_src"], match["ipv4_dst"]
             if message.command == ofproto_v1_3.OFPFC_DELETE_STRICT:
-                self.rules.pop(pair, None)
+                self.rules.pop(rule, None)
             else:
-                self.rules[pair] = message.instructions[0].actions[0].port
-                self.world.history.append((self.id, pair))
+                self.rules[rule] = message.instructions[0].actions[0].port
+                self.world.history.append((self.id, (match["ipv4_src"], match["ipv4_dst"])))
+
+    def output(self, in_port: int, packet: packets.Ipv4) -> int | None:
+        """Return where the rules send a packet, None when none matches."""
+        fields: dict[str, Any] = {
+            "in_port": in_port,
+            "eth_type": packets.ETHERTYPE_IPV4,
+            "ipv4_src": packets.ip_text(packet.source),
+            "ipv4_dst": packets.ip_text(packet.destination),
+            "ip_proto": packet.protocol,
+        }
+        if packet.protocol == packets.PROTOCOL_UDP and len(packet.payload) >= 4:
+            fields["udp_src"], fields["udp_dst"] = struct.unpack_from("!HH", packet.payload)
+        found = [
+            (priority, out_port)
+            for (priority, match), out_port in self.rules.items()
+            if match <= fields.items()
+        ]
+        assert len({priority for priority, _ in found}) == len(found), f"ambiguous: {found}"
+        return max(found)[1] if found else None
+
+    def has_rule(self, src: str, dst: str) -> bool:
+        """Tell whether there is any rule for a pair."""
+        return any({("ipv4_src", src), ("ipv4_dst", dst)} <= match for _, match in self.rules)
 
     def send(self, data: bytes) -> bool:
         """Carry out packed packet-outs; echo requests are answered by `World.advance`."""
@@ -172,9 +196,7 @@ class World:
         packet = packets.parse_ipv4(frame) if packets.ethertype(frame) == packets.ETHERTYPE_IPV4 else None
         control = (probe.PROBE_IP, probe.VIRTUAL_IP)
         if packet is not None and packet.destination not in control:
-            out_port = self.switches[dpid].rules.get(
-                (packets.ip_text(packet.source), packets.ip_text(packet.destination))
-            )
+            out_port = self.switches[dpid].output(port, packet)
             if out_port is not None:
                 self.out(dpid, out_port, frame)
                 return
@@ -212,18 +234,19 @@ class World:
             ),
         )
 
-    def say(self, src: str, dst: str, payload: bytes = b"hello") -> None:
+    def say(self, src: str, dst: str, payload: bytes = b"hello", *, port: int = 9) -> None:
         """Let a host send a datagram to another one."""
-        self.send(
-            src,
-            packets.build_udp(
-                source_mac=self.macs[src],
-                destination_mac=self.macs.get(dst, probe.PROBE_MAC),
-                source=packets.ip_bytes(src),
-                destination=packets.ip_bytes(dst),
-                port=9,
-                payload=payload,
-            ),
+        self.send(src, self.datagram(src, dst, payload, port=port))
+
+    def datagram(self, src: str, dst: str, payload: bytes, *, port: int = 9) -> bytes:
+        """Return the frame of a datagram, from and to the same UDP port."""
+        return packets.build_udp(
+            source_mac=self.macs[src],
+            destination_mac=self.macs.get(dst, probe.PROBE_MAC),
+            source=packets.ip_bytes(src),
+            destination=packets.ip_bytes(dst),
+            port=port,
+            payload=payload,
         )
 
     def datagrams(self, ip: str) -> list[bytes]:
