@@ -20,49 +20,81 @@ class TrainResult:
 
     rate_bps: float | None
     dispersion_s: float
+    markers: int
     reason: str | None = None
 
 
 MIN_MARKERS = 6
+MIN_CHECK_MARKERS = 4
 MIN_DISPERSION_S = 0.030
 SKIPPED_SHARE = 0.3
 LEAST_EVENNESS = 0.6
 """The slower half of a train has at least this share of the faster half's rate."""
 
+_Arrivals = Sequence[tuple[int, float]]
 
-def train_rate(arrivals: Sequence[tuple[int, float]]) -> TrainResult:
+
+def train_rate(arrivals: _Arrivals) -> TrainResult:
     """Estimate the rate of the bottleneck from a train's marked packets.
 
     `arrivals` are (bytes of the train up to and including the marker, arrival time). The first 30 % are left
     out, since a token bucket lets a burst pass; the rate is the median of the slopes between all pairs of the
     rest (Theil-Sen), which late wake-ups of the controller move little.
     """
-    ordered = sorted(arrivals)
-    if len(ordered) < MIN_MARKERS:
-        return TrainResult(
-            rate_bps=None,
-            dispersion_s=0.0,
-            reason=f"{len(ordered)} markers came back, {MIN_MARKERS} are needed",
-        )
-    first, last = ordered[0][0], ordered[-1][0]
-    kept = [arrival for arrival in ordered if arrival[0] >= first + SKIPPED_SHARE * (last - first)]
+    if len(arrivals) < MIN_MARKERS:
+        return _too_few(arrivals, MIN_MARKERS)
+    kept = _behind_burst(arrivals)
     dispersion_s = kept[-1][1] - kept[0][1]
+    reason = None
     if dispersion_s < MIN_DISPERSION_S:
         reason = f"the train was spread over {dispersion_s * 1e3:.1f} ms only"
-        return TrainResult(rate_bps=None, dispersion_s=max(0.0, dispersion_s), reason=reason)
-    if not _is_even(kept):
-        return TrainResult(rate_bps=None, dispersion_s=dispersion_s, reason="the train arrived in lumps")
-    slope = median((t2 - t1) / (b2 - b1) for (b1, t1), (b2, t2) in combinations(kept, 2) if b2 > b1)
-    if slope <= 0:
-        return TrainResult(rate_bps=None, dispersion_s=dispersion_s, reason="the train arrived out of order")
-    return TrainResult(rate_bps=8 / slope, dispersion_s=dispersion_s)
+    elif not _is_even(kept):
+        reason = "the train arrived in lumps"
+    return _result(kept, len(arrivals), reason)
 
 
-def _is_even(kept: Sequence[tuple[int, float]]) -> bool:
+def check_rate(arrivals: _Arrivals) -> TrainResult:
+    """Estimate the rate from a short train with few markers: rough, to be compared with a known rate."""
+    if len(arrivals) < MIN_CHECK_MARKERS:
+        return _too_few(arrivals, MIN_CHECK_MARKERS)
+    return _result(_behind_burst(arrivals), len(arrivals))
+
+
+def _too_few(arrivals: _Arrivals, needed: int) -> TrainResult:
+    reason = f"{len(arrivals)} markers came back, {needed} are needed"
+    return TrainResult(rate_bps=None, dispersion_s=0.0, markers=len(arrivals), reason=reason)
+
+
+def _behind_burst(arrivals: _Arrivals) -> _Arrivals:
+    ordered = sorted(arrivals)
+    first, last = ordered[0][0], ordered[-1][0]
+    return [arrival for arrival in ordered if arrival[0] >= first + SKIPPED_SHARE * (last - first)]
+
+
+def _result(kept: _Arrivals, markers: int, reason: str | None = None) -> TrainResult:
+    """Return the median slope as a rate, none where there is a reason against it."""
+    slopes = [(t2 - t1) / (b2 - b1) for (b1, t1), (b2, t2) in combinations(kept, 2) if b2 > b1]
+    slope = median(slopes) if slopes else 0.0
+    if reason is None and slope <= 0:
+        reason = "the train arrived out of order"
+    return TrainResult(
+        rate_bps=8 / slope if reason is None else None,
+        dispersion_s=max(0.0, kept[-1][1] - kept[0][1]),
+        markers=markers,
+        reason=reason,
+    )
+
+
+def _is_even(kept: _Arrivals) -> bool:
     """Tell whether both halves of a train came at about the same rate: a stall on the way is no rate."""
     (b1, t1), (b2, t2), (b3, t3) = kept[0], kept[len(kept) // 2], kept[-1]
     first, second = (t2 - t1) / (b2 - b1), (t3 - t2) / (b3 - b2)
     return min(first, second) >= LEAST_EVENNESS * max(first, second)
+
+
+def agree(one: float, other: float, share: float) -> bool:
+    """Tell whether two rates differ by at most `share` of the larger one."""
+    return abs(one - other) <= share * max(one, other)
 
 
 @dataclass
@@ -87,15 +119,23 @@ class CapacityEstimator:
         if len(self._trains) >= 3:
             self._forget_old()
 
+    def replace(self, now: float, rate_bps: float) -> None:
+        """Forget the older trains: the link has changed to this rate."""
+        self._trains = deque([(now, rate_bps)])
+
+    def forget(self, reason: str) -> None:
+        """Forget all trains: the rate is not known any more."""
+        self._trains.clear()
+        self.reason = reason
+
     def _forget_old(self) -> None:
         rates = [rate for _, rate in self._trains]
         before = median(rates[:-2])
-        newest_agree = self._agree(rates[-1], rates[-2])
-        if newest_agree and not self._agree(rates[-1], before) and not self._agree(rates[-2], before):
+        if self._agree(rates[-1], rates[-2]) and not any(self._agree(rate, before) for rate in rates[-2:]):
             self._trains = deque(list(self._trains)[-2:])
 
     def _agree(self, one: float, other: float) -> bool:
-        return abs(one - other) <= self.agreement * max(one, other)
+        return agree(one, other, self.agreement)
 
     @property
     def unsettled(self) -> bool:

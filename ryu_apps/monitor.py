@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ryu_apps import openflow
@@ -15,14 +16,22 @@ from ryu_apps.signals import Change, Signals
 LOG = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class _OwnBytes:
+    """How many bytes of packet trains of ours a port has seen."""
+
+    tx: float = 0.0
+    rx: float = 0.0
+
+
 class _PortCounters:
     """The two directions of one port."""
 
     def __init__(self) -> None:
         self.tx = CounterRate()
         self.rx = CounterRate()
-        self.replied_at = 0.0
-        self.disturbed_at = 0.0
+        self.own = _OwnBytes()
+        self.own_when_asked = _OwnBytes()
         self.totals: dict[str, int] = {}
 
 
@@ -57,23 +66,31 @@ class Monitor:
         while True:
             switches = list(self._network.switches.values())
             for switch in switches:
-                if not openflow.congested(switch.datapath):
-                    switch.datapath.send_msg(openflow.port_stats_request(switch.datapath))
+                self._ask(switch)
                 self._sleep(self._interval_s / len(switches))
             if not switches:
                 self._sleep(self._interval_s)
 
+    def _ask(self, switch: Switch) -> None:
+        """Ask for a switch's counters; they will hold the trains that were sent to it before."""
+        if openflow.congested(switch.datapath):
+            return
+        for number in switch.ports:
+            counters = self._ports.get((switch.dpid, number))
+            if counters is not None:
+                counters.own_when_asked = replace(counters.own)
+        switch.datapath.send_msg(openflow.port_stats_request(switch.datapath))
+
     def replied(self, now: float, dpid: int, body: list[Any]) -> None:
-        """Take a counter reply in; intervals with a packet train of ours in them give no sample."""
+        """Take a counter reply in; the packet trains of ours that it holds are left out."""
         for entry in body:
             counters = self._ports.get((dpid, entry.port_no))
             if counters is None:
                 continue
             duration_s = entry.duration_sec + entry.duration_nsec * 1e-9
-            usable = counters.disturbed_at < counters.replied_at
-            counters.tx.add(now, duration_s, entry.tx_bytes, usable=usable)
-            counters.rx.add(now, duration_s, entry.rx_bytes, usable=usable)
-            counters.replied_at = now
+            own = counters.own_when_asked
+            counters.tx.add(now, duration_s, entry.tx_bytes, own.tx)
+            counters.rx.add(now, duration_s, entry.rx_bytes, own.rx)
             counters.totals = {
                 "of_port_tx_bytes": entry.tx_bytes,
                 "of_port_rx_bytes": entry.rx_bytes,
@@ -85,11 +102,12 @@ class Monitor:
                 "of_port_rx_errors": entry.rx_errors,
             }
 
-    def disturb(self, now: float, dpid: int, port: int) -> None:
-        """Note that a packet train is crossing a port."""
+    def add_own(self, dpid: int, port: int, *, tx: float = 0.0, rx: float = 0.0) -> None:
+        """Note how many bytes of a packet train of ours a port has sent or received."""
         counters = self._ports.get((dpid, port))
         if counters is not None:
-            counters.disturbed_at = now
+            counters.own.tx += tx
+            counters.own.rx += rx
 
     def sent(self, dpid: int, port: int) -> CounterRate:
         """Return what leaves a port; an empty rate for a port that is down."""

@@ -23,6 +23,16 @@ _OPTIONS = [
         default=20.0,
         help="seconds between packet trains of a link; 0: no trains (default 20)",
     ),
+    cfg.FloatOpt(
+        "check-interval",
+        default=1.5,
+        help="seconds between short trains that check a link's estimate; 0: no checks (default 1.5)",
+    ),
+    cfg.FloatOpt(
+        "check-share",
+        default=0.03,
+        help="most of a link's estimated capacity that checks take (default 0.03)",
+    ),
     cfg.FloatOpt("host-timeout", default=60.0, help="seconds until a silent host is lost (default 60)"),
     cfg.BoolOpt(
         "realtime",
@@ -50,6 +60,8 @@ class Options:
     max_probe_rate: float
     poll_interval_s: float
     train_interval_s: float
+    check_interval_s: float
+    check_share: float
     host_timeout_s: float
     capacities_file: str | None
     token_file: str | None = None
@@ -78,6 +90,8 @@ def read() -> Options:
         ("max_probe_rate", 10, 5000),
         ("poll_interval", 0.2, 60),
         ("train_interval", 0, 3600),
+        ("check_interval", 0, 3600),
+        ("check_share", 0.001, 0.2),
         ("host_timeout", 5, 86400),
     ):
         value = getattr(conf, name)
@@ -90,6 +104,8 @@ def read() -> Options:
         max_probe_rate=conf.max_probe_rate,
         poll_interval_s=conf.poll_interval,
         train_interval_s=conf.train_interval,
+        check_interval_s=conf.check_interval,
+        check_share=conf.check_share,
         host_timeout_s=conf.host_timeout,
         capacities_file=conf.capacities,
         token_file=conf.northbound_token_file,

@@ -101,7 +101,7 @@ class Parts:
             **{f"forwarding_{name}": value for name, value in self.forwarding.counts.items()},
             **{f"arp_{name}": value for name, value in self.arp.counts.items()},
             **{f"connections_{name}": value for name, value in self.connection_counts.items()},
-            "train_sent_bytes": self.trains.sent_bytes,
+            **{name: float(value) for name, value in self.trains.counts.items()},
             "malformed_packets": self._malformed,
             "process_cpu_seconds": time.process_time(),
         }

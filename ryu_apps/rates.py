@@ -9,25 +9,29 @@ class CounterRate:
     """Turn byte counters into a rate over the replies' own durations.
 
     Counters that go back are a restart of the device (the sample only starts anew), unless they were near the
-    top of their 64 bits: then they wrapped.
+    top of their 64 bits: then they wrapped. Samples are smoothed by EWMA; one that is far off counts more, so
+    that a doubled rate shows after two replies.
     """
 
     SMOOTHING = 0.5
+    JUMP_SMOOTHING = 0.9
+    JUMP_SHARE = 0.3
     UNIT = "bit/s"
 
     def __init__(self) -> None:
-        self._last: tuple[float, int] | None = None
+        self._last: tuple[float, int, float] | None = None
+        self._surplus_bytes = 0.0
         self._value: float | None = None
         self._raw: float | None = None
         self._updated_at: float | None = None
         self._samples = 0
 
-    def add(self, now: float, duration_s: float, byte_count: int, *, usable: bool = True) -> float | None:
+    def add(self, now: float, duration_s: float, byte_count: int, own_bytes: float = 0.0) -> float | None:
         """Take one reply in; return the rate since the one before, None where there is none.
 
-        `usable=False` moves the base on without a sample: the interval held traffic of our own.
+        `own_bytes` is the count of those bytes that were packet trains of ours: they are no use of the link.
         """
-        previous, self._last = self._last, (duration_s, byte_count)
+        previous, self._last = self._last, (duration_s, byte_count, own_bytes)
         if previous is None or duration_s <= previous[0]:
             return None
         delta = byte_count - previous[1]
@@ -35,15 +39,21 @@ class CounterRate:
             if previous[1] < 1 << 63:
                 return None
             delta += 1 << 64
-        if not usable:
-            return None
-        self._raw = delta * 8 / (duration_s - previous[0])
-        self._value = (
-            self._raw if self._value is None else self._value + (self._raw - self._value) * self.SMOOTHING
-        )
+        self._raw = self._not_ours(delta, own_bytes - previous[2]) * 8 / (duration_s - previous[0])
+        self._value = self._raw if self._value is None else self._smoothed(self._value, self._raw)
         self._updated_at = now
         self._samples += 1
         return self._raw
+
+    def _not_ours(self, delta: int, own_delta: float) -> float:
+        """Return delta - own; what would be negative (a train seen before its count) is owed by the next."""
+        others = delta - own_delta - self._surplus_bytes
+        self._surplus_bytes = max(0.0, -others)
+        return max(0.0, others)
+
+    def _smoothed(self, value: float, raw: float) -> float:
+        far_off = abs(raw - value) > self.JUMP_SHARE * max(raw, value)
+        return value + (raw - value) * (self.JUMP_SMOOTHING if far_off else self.SMOOTHING)
 
     def rate(self, now: float) -> Measurement:
         """Return the smoothed rate in bit/s."""

@@ -127,7 +127,7 @@ class Views:
 
     def _sources(self, what: Hop | Host, to_host: bool) -> tuple[Stream | None, CounterRate, str]:
         if isinstance(what, Hop):
-            used = self._monitor.sent(what.src, what.src_port)
+            used = self._monitor.received(what.dst, what.dst_port)
             return self._prober.hop_stream(what), used, hop_id(what)
         used = self._monitor.sent(*what.place) if to_host else self._monitor.received(*what.place)
         return self._prober.host_stream(what.ip), used, what.ip

@@ -28,6 +28,8 @@ OPTIONS = Options(
     max_probe_rate=400.0,
     poll_interval_s=1.0,
     train_interval_s=20.0,
+    check_interval_s=1.5,
+    check_share=0.03,
     host_timeout_s=60.0,
     capacities_file=None,
 )

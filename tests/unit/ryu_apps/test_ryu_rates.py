@@ -47,13 +47,32 @@ def test_a_missing_reply_makes_the_rate_old_and_then_unknown() -> None:
     assert counter.rate(30.0).reason == "no counter reply for 29 s"
 
 
-def test_an_interval_with_a_train_in_it_is_no_sample() -> None:
+def test_trains_of_our_own_are_no_use_of_the_link() -> None:
     counter = CounterRate()
-    counter.add(0.0, 100.0, 0)
-    counter.add(1.0, 101.0, 125_000)
-    assert counter.add(2.0, 102.0, 9_000_000, usable=False) is None
-    assert counter.add(3.0, 103.0, 9_125_000) == pytest.approx(1_000_000)
+    counter.add(0.0, 100.0, 0, 0)
+    assert counter.add(1.0, 101.0, 125_000, 0) == pytest.approx(1_000_000)
+    assert counter.add(2.0, 102.0, 1_125_000, 875_000) == pytest.approx(1_000_000)
+    assert counter.add(3.0, 103.0, 1_250_000, 875_000) == pytest.approx(1_000_000)
     assert counter.rate(3.0).value == pytest.approx(1_000_000)
+
+
+def test_a_train_that_is_known_before_it_is_counted_is_taken_off_the_next_interval() -> None:
+    counter = CounterRate()
+    counter.add(0.0, 100.0, 0, 0)
+    assert counter.add(1.0, 101.0, 125_000, 200_000) == 0.0
+    assert counter.add(2.0, 102.0, 450_000, 200_000) == pytest.approx(2_000_000)
+
+
+def test_noise_is_smoothed_but_a_doubled_rate_shows_after_two_replies() -> None:
+    counter = CounterRate()
+    counter.add(0.0, 0.0, 0)
+    counter.add(1.0, 1.0, 125_000)
+    counter.add(2.0, 2.0, 125_000 + 150_000)
+    assert counter.rate(2.0).value == pytest.approx(1_100_000)
+    assert counter.rate(2.0).raw == pytest.approx(1_200_000)
+    counter.add(3.0, 3.0, 275_000 + 275_000)
+    counter.add(4.0, 4.0, 550_000 + 275_000)
+    assert counter.rate(4.0).value == pytest.approx(2_200_000, rel=0.1)
 
 
 def test_available_is_what_is_left_and_never_negative() -> None:
