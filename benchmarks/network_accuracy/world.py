@@ -1,0 +1,121 @@
+"""One running testbed as the benchmark sees it: hosts, configured truth, and the controller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from benchmarks.network_accuracy import plan
+from benchmarks.network_accuracy.northbound import Northbound
+from scenarios.schema import Scenario
+from topologies import testbed
+from topologies.specs import NetworkSpec, network_spec
+from topologies.stages import northbound_ids
+from topologies.status import Status
+
+Progress = Callable[[str], None]
+
+
+class World:
+    """A testbed with controller and network, every link's truth at hand."""
+
+    def __init__(self, part: plan.Part, scenario: Scenario, status: Status) -> None:
+        self.part = part
+        self.name = scenario.name
+        self.seed = scenario.seed
+        self.status = status
+        self.spec: NetworkSpec = network_spec(scenario)
+        self.url = status.urls["northbound"]
+        self.northbound = Northbound(self.url)
+        self.testbed = testbed.Client(scenario.network.prefix)
+        self.hosts: dict[str, dict[str, Any]] = {host["name"]: host for host in status.hosts}
+        self.edge = plan.measured_hosts(part)
+        self.controller_pid = status.pids["controller"]
+        self.configured: set[str] = set()
+        """Hosts whose access capacity the operator has told the controller."""
+
+    def ip(self, host: str) -> str:
+        """Return the address of a host."""
+        return str(self.hosts[host]["ip"])
+
+    def access(self, host: str) -> str:
+        """Return the name of a host's access link."""
+        return f"{host}-{self.hosts[host]['switch']}"
+
+    def access_ids(self, host: str) -> tuple[str, str]:
+        """Return the controller's ids of a host's access link: from the host, to the host."""
+        return northbound_ids(self.spec, self.spec.link(self.access(host)))
+
+    def rate_bps(self, host: str) -> float:
+        """Return the true capacity between `orch` and a host."""
+        return self.spec.end_to_end(host).rate_bps
+
+    def configure_capacities(self) -> None:
+        """Tell the controller, as an operator would, the capacity of every second host's access link."""
+        for host in self.edge[::2]:
+            for link_id in self.access_ids(host):
+                body = {"capacity_bps": self.spec.link(self.access(host)).a_to_b.rate_bps}
+                if self.northbound.put(f"/links/{link_id}", body) == 200:
+                    self.configured.add(host)
+
+    def set_loss(self, ratio: float) -> None:
+        """Give every measured host's access link this loss, each way, and no other link any."""
+        for host in self.edge:
+            self.testbed.degrade(self.access(host), loss_ratio=ratio)
+
+
+@contextmanager
+def running(part: plan.Part, scenario: Scenario, progress: Progress) -> Iterator[World]:
+    """Start the testbed of a network, and take it down in the end."""
+    testbed.down(scenario.network.prefix)
+    try:
+        status = testbed.up(scenario, stages=("controller", "network"), progress=progress)
+        yield World(part, scenario, status)
+    finally:
+        testbed.down(scenario.network.prefix)
+
+
+class Emulation:
+    """Note how late the emulated links deliver, again and again over a phase."""
+
+    def __init__(self, world: World) -> None:
+        self._client = world.testbed
+        self._late_s: list[float] = []
+        self._overflow_at_start = self._overflow(self._client.emulation())
+        self._reports: list[dict[str, Any]] = []
+
+    @staticmethod
+    def _overflow(report: dict[str, Any]) -> int:
+        return int(report.get("overflow_packets") or 0)
+
+    def look(self) -> None:
+        """Read the emulator's report; its recent lateness covers the last 10 s."""
+        report = self._client.emulation()
+        self._reports.append(report)
+        late_s = report.get("recent_lateness_p99_s")
+        if late_s is not None:
+            self._late_s.append(late_s)
+
+    def row(self, limit_s: float) -> dict[str, Any]:
+        """Return what was seen, and whether rows of the phase are valid: no overflow, never too late."""
+        self.look()
+        last = self._reports[-1]
+        overflow = self._overflow(last) - self._overflow_at_start
+        worst_s = max(self._late_s, default=None)
+        reason = None
+        if overflow:
+            reason = f"the emulator lost {overflow} packets for lack of room"
+        elif worst_s is not None and worst_s > limit_s:
+            reason = f"1 % of packets were {worst_s * 1e3:.1f} ms late or more within 10 s"
+        elif last.get("backend") == "netem" and not last["kept_up"]:
+            reason = "the machine was short of CPU"
+        return {
+            "kind": "emulation",
+            "backend": last.get("backend"),
+            "recent_lateness_p99_s": self._late_s,
+            "cpu_pressure_ratio": last.get("cpu_pressure_ratio"),
+            "overflow_packets": overflow,
+            "valid": reason is None,
+            "reason": reason,
+        }
