@@ -45,9 +45,9 @@ def read(pid: int) -> Reading:
 class Watch:
     """Read all hosts' counters twice a second; tell them to the controller if it takes them."""
 
-    def __init__(self, hosts: dict[str, dict[str, str]], url: str, *, report: bool) -> None:
+    def __init__(self, hosts: dict[str, dict[str, str]], northbound: Northbound, *, report: bool) -> None:
         self._hosts = hosts
-        self._northbound = Northbound(url)
+        self._northbound = northbound
         self._readings: dict[str, list[Reading]] = {name: [] for name in hosts}
         self.reported = report
         """Whether the controller takes the hosts' counters; False once it has refused."""

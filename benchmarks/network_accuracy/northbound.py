@@ -17,11 +17,12 @@ Json = dict[str, Any]
 
 
 class Northbound:
-    """A client of one controller."""
+    """A client of one controller; `headers` carry what lets it write."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, headers: dict[str, str]) -> None:
         self._url = url
         self._session = requests.Session()
+        self._session.headers.update(headers)
 
     def get(self, path: str) -> Any:
         """Return the JSON at `path` below the base path."""

@@ -207,7 +207,7 @@ def measure(world: World, progress: Callable[[str], None]) -> list[Row]:
     """Measure one network in all phases that its part has; return the rows."""
     part = world.part
     pinger = Pinger([("orch", host) for host in world.edge], world.hosts, interval_s=PING_INTERVAL_S)
-    watch = Watch({name: world.hosts[name] for name in ("orch", *world.edge)}, world.url, report=True)
+    watch = Watch({name: world.hosts[name] for name in ("orch", *world.edge)}, world.client(), report=True)
     rows: list[Row] = []
     try:
         make_known(world, pinger)

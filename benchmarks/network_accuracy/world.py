@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.network_accuracy import plan
 from benchmarks.network_accuracy.northbound import Northbound
 from scenarios.schema import Scenario
-from topologies import testbed
+from topologies import controller_token, testbed
 from topologies.specs import NetworkSpec, network_spec
 from topologies.stages import northbound_ids
 from topologies.status import Status
@@ -27,13 +27,18 @@ class World:
         self.status = status
         self.spec: NetworkSpec = network_spec(scenario)
         self.url = status.urls["northbound"]
-        self.northbound = Northbound(self.url)
+        self._headers = controller_token.headers(scenario.network.prefix)
+        self.northbound = self.client()
         self.testbed = testbed.Client(scenario.network.prefix)
         self.hosts: dict[str, dict[str, Any]] = {host["name"]: host for host in status.hosts}
         self.edge = plan.measured_hosts(part)
         self.controller_pid = status.pids["controller"]
         self.configured: set[str] = set()
         """Hosts whose access capacity the operator has told the controller."""
+
+    def client(self) -> Northbound:
+        """Return another client of the controller, for another thread."""
+        return Northbound(self.url, self._headers)
 
     def ip(self, host: str) -> str:
         """Return the address of a host."""
