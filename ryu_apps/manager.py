@@ -109,6 +109,16 @@ class NetworkManager(app_manager.RyuApp):  # type: ignore[misc]
     def _counters_arrived(self, event: Any) -> None:
         self._parts.monitor.replied(event.timestamp, event.msg.datapath.id, event.msg.body)
 
+    @set_ev_cls(ofp_event.EventOFPFlowStatsReply, MAIN_DISPATCHER)
+    def _rules_arrived(self, event: Any) -> None:
+        message = event.msg
+        more = bool(message.flags & ofproto_v1_3.OFPMPF_REPLY_MORE)
+        self._parts.flow_counters.replied(message.datapath.id, message.body, more=more)
+
+    @set_ev_cls(ofp_event.EventOFPDescStatsReply, MAIN_DISPATCHER)
+    def _description_arrived(self, event: Any) -> None:
+        self._parts.flow_counters.described(event.msg.datapath.id, event.msg.body.hw_desc)
+
     @set_ev_cls(ofp_event.EventOFPBarrierReply, MAIN_DISPATCHER)
     def _barrier_arrived(self, event: Any) -> None:
         self._parts.forwarding.barrier_arrived(event.msg.datapath.id, event.msg.xid)

@@ -29,6 +29,7 @@ MAX_PHYSICAL_PORT = ofproto_v1_3.OFPP_MAX
 COOKIE_BASE = 0x5554 << 48
 COOKIE_CONTROL = COOKIE_BASE | 1 << 40
 COOKIE_PAIR = COOKIE_BASE | 2 << 40
+COOKIE_KIND_MASK = 0xFFFFFF << 40
 PRIORITY_CONTROL = 1000
 PRIORITY_PAIR = 100
 """Rules of a traffic class are 1 to 15 above, in the order of precedence."""
@@ -235,6 +236,39 @@ def echo_request(data: bytes) -> bytes:
 def port_stats_request(datapath: Datapath) -> Message:
     """Return the request for the counters of all ports."""
     return datapath.ofproto_parser.OFPPortStatsRequest(datapath, 0, ofproto_v1_3.OFPP_ANY)
+
+
+def pair_stats_request(datapath: Datapath) -> Message:
+    """Return the request for the counters of all pair rules."""
+    return datapath.ofproto_parser.OFPFlowStatsRequest(
+        datapath,
+        table_id=ofproto_v1_3.OFPTT_ALL,
+        out_port=ofproto_v1_3.OFPP_ANY,
+        out_group=ofproto_v1_3.OFPG_ANY,
+        cookie=COOKIE_PAIR,
+        cookie_mask=COOKIE_KIND_MASK,
+    )
+
+
+def unchanged_rule(datapath: Datapath) -> Message:
+    """Return the rule of lowest priority as it is: writing it has Open vSwitch update all counters."""
+    return _flow(datapath, priority=0, cookie=COOKIE_CONTROL, match={}, actions=[])
+
+
+def output_port(entry: Any) -> int:
+    """Return the port that a rule of a statistics reply sends to, 0 when it sends to none or several."""
+    ports = [
+        action.port
+        for instruction in entry.instructions
+        for action in getattr(instruction, "actions", ())
+        if action.type == ofproto_v1_3.OFPAT_OUTPUT
+    ]
+    return ports[0] if len(ports) == 1 else 0
+
+
+def description_request(datapath: Datapath) -> Message:
+    """Return the request for what a switch is."""
+    return datapath.ofproto_parser.OFPDescStatsRequest(datapath, 0)
 
 
 def port_is_up(description: Any) -> bool:

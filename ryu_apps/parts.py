@@ -17,6 +17,7 @@ from ryu_apps.capacities import ConfiguredCapacities
 from ryu_apps.discovery import Network, dpid_text
 from ryu_apps.errors import MalformedPacketError
 from ryu_apps.events import EventStream
+from ryu_apps.flowcounters import FlowCounters
 from ryu_apps.forwarding import Forwarding
 from ryu_apps.metrics import Metrics
 from ryu_apps.monitor import Monitor
@@ -48,6 +49,9 @@ class Parts:
         self.network = Network(signals)
         self.prober = Prober(self.network, signals, options, key=key, clock=clock, sleep=sleep)
         self.monitor = Monitor(self.network, signals, options, sleep=sleep)
+        self.flow_counters = FlowCounters(
+            self.network, signals, options, prober=self.prober, clock=clock, sleep=sleep
+        )
         self.trains = Trains(
             self.network,
             signals,
@@ -67,6 +71,7 @@ class Parts:
             network=self.network,
             prober=self.prober,
             monitor=self.monitor,
+            flow_counters=self.flow_counters,
             trains=self.trains,
             forwarding=self.forwarding,
             capacities=capacities,
@@ -92,13 +97,15 @@ class Parts:
 
     def loops(self) -> list[Callable[[], None]]:
         """Return the loops that must run, each in a thread of its own."""
-        return [part.run for part in (self.prober, self.monitor, self.trains, self.forwarding, self.watcher)]
+        parts = (self.prober, self.monitor, self.flow_counters, self.trains, self.forwarding, self.watcher)
+        return [part.run for part in parts]
 
     def counts(self) -> dict[str, float]:
         """Return what was counted since the start, by name."""
         return {
             **{f"probes_{name}": value for name, value in self.prober.counts.items()},
             **{f"forwarding_{name}": value for name, value in self.forwarding.counts.items()},
+            **{f"flow_counters_{name}": value for name, value in self.flow_counters.counts.items()},
             **{f"arp_{name}": value for name, value in self.arp.counts.items()},
             **{f"connections_{name}": value for name, value in self.connection_counts.items()},
             **{name: float(value) for name, value in self.trains.counts.items()},

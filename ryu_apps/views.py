@@ -8,7 +8,9 @@ from typing import Any
 from ryu_apps.capacities import ConfiguredCapacities
 from ryu_apps.discovery import Host, Network, Switch, dpid_text, from_host_id, hop_id, to_host_id
 from ryu_apps.errors import NotFoundError
+from ryu_apps.flowcounters import FlowCounters
 from ryu_apps.forwarding import Forwarding
+from ryu_apps.loss import NOTHING, RAW_WINDOW_S, WINDOW_S, Tally
 from ryu_apps.monitor import Monitor
 from ryu_apps.packets import mac_text
 from ryu_apps.paths import Hop, LinkValues, combine
@@ -30,6 +32,7 @@ class Views:
         network: Network,
         prober: Prober,
         monitor: Monitor,
+        flow_counters: FlowCounters,
         trains: Trains,
         forwarding: Forwarding,
         capacities: ConfiguredCapacities,
@@ -38,6 +41,7 @@ class Views:
         self._network = network
         self._prober = prober
         self._monitor = monitor
+        self._flow_counters = flow_counters
         self._trains = trains
         self._forwarding = forwarding
         self._capacities = capacities
@@ -114,7 +118,9 @@ class Views:
             delay = jitter = gone
             loss = unknown("no probes are sent over the link", source="probe", unit="ratio")
         else:
-            delay, jitter, loss = stream.delay.delay(now), stream.delay.jitter(now), stream.loss.loss(now)
+            delay, jitter = stream.delay.delay(now), stream.delay.jitter(now)
+            counted = [self._counted(now, what, window_s) for window_s in (WINDOW_S, RAW_WINDOW_S)]
+            loss = stream.loss.loss(now, *counted)
         return LinkValues(
             id=link_id,
             delay_s=delay,
@@ -124,6 +130,10 @@ class Views:
             used_bps=used,
             available_bps=available(capacity, used),
         )
+
+    def _counted(self, now: float, what: Hop | Host, window_s: float) -> Tally:
+        """Return what counters at both ends of a link say."""
+        return self._flow_counters.tally(now, what, window_s) if isinstance(what, Hop) else NOTHING
 
     def _sources(self, what: Hop | Host, to_host: bool) -> tuple[Stream | None, CounterRate, str]:
         if isinstance(what, Hop):
