@@ -100,6 +100,12 @@ class ArpProxy:
                 switch = self._network.switches[host.dpid]
                 self._send_question(switch, switch.ports[host.port], packets.ip_bytes(host.ip))
 
+    def ask_for_claimed(self, now: float) -> None:
+        """Ask where an address was claimed whose host has fallen silent: it may have moved there."""
+        for ip, claim in self._network.open_claims(now):
+            switch = self._network.switches[claim.dpid]
+            self._send_question(switch, switch.ports[claim.port], packets.ip_bytes(ip))
+
     @staticmethod
     def _send_question(switch: Switch, port: Port, wanted: bytes) -> None:
         if openflow.congested(switch.datapath):

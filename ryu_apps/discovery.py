@@ -6,6 +6,7 @@ The one owner of that state. It is told what was seen and emits what changed; it
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,9 +20,15 @@ LOG = logging.getLogger(__name__)
 SETTLE_S = 1.0
 """So long after a port came up, a port without a link is taken for a host's."""
 MOVED_CABLE_S = 1.0
+ALIVE_S = 3.0
+"""A switch that has spoken so lately is there: it answers four echo requests per second."""
 SWITCH_GRACE_S = 15.0
 """Hosts of a switch that left are remembered so long, so that a reconnecting switch loses none."""
 MAX_HOSTS_PER_PORT = 256
+HELD_S = 1.5
+"""A host that was heard at its port so lately is still there, whoever claims its address elsewhere."""
+TELL_CONFLICT_S = 10.0
+MAX_CLAIMS = 256
 
 
 @dataclass(slots=True)
@@ -36,13 +43,23 @@ class Port:
 
 @dataclass(slots=True)
 class Switch:
-    """A connected switch; `datapath` is Ryu's connection to it."""
+    """A connected switch; `datapath` is the connection to it (connection.py)."""
 
     dpid: int
     name: str
     datapath: Any
     connected_since: float
     ports: dict[int, Port] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Claim:
+    """A place that claims the address of a host which is still heard elsewhere."""
+
+    dpid: int
+    port: int
+    made_at: float
+    told_at: float
 
 
 @dataclass(slots=True)
@@ -90,6 +107,11 @@ class Network:
         self.hosts: dict[str, Host] = {}
         self.lost_hosts: dict[str, Host] = {}
         """Hosts that vanished with their port; asked for when it comes back."""
+        self.claims: dict[str, Claim] = {}
+        """The last claim to each address that was in conflict; whoever asks again once it is silent."""
+        self.conflicts = 0
+        self._heard: dict[tuple[int, int], float] = {}
+        """When a host has last answered at a port."""
         self._links: dict[tuple[int, int], Hop] = {}
         self._linked_in: dict[tuple[int, int], Hop] = {}
         self._last_probe: dict[Hop, float] = {}
@@ -108,10 +130,25 @@ class Network:
         """Tell whether a link is up."""
         return self._links.get((hop.src, hop.src_port)) == hop
 
-    def switch_joined(self, now: float, switch: Switch) -> None:
-        """Take a switch in, in place of an earlier connection of the same one."""
-        if switch.dpid in self.switches:
-            self.switch_left(now, self.switches[switch.dpid].datapath)
+    def switch_joined(self, now: float, switch: Switch) -> bool:
+        """Take a switch in, in place of a silent connection of the same one; tell whether it was.
+
+        While the earlier connection is alive, another switch claims its id: the first one keeps it.
+        """
+        earlier = self.switches.get(switch.dpid)
+        if earlier is not None:
+            silent_s = now - earlier.datapath.heard_at
+            if silent_s < ALIVE_S:
+                LOG.warning(
+                    "refused a second switch %s at %s: that at %s has spoken %.1f s ago",
+                    dpid_text(switch.dpid),
+                    switch.datapath.address,
+                    earlier.datapath.address,
+                    silent_s,
+                )
+                self._signals.emit(Change.SWITCH_REFUSED, switch)
+                return False
+            self.switch_left(now, earlier.datapath)
         self._departed.pop(switch.dpid, None)
         self.switches[switch.dpid] = switch
         LOG.info(
@@ -124,6 +161,7 @@ class Network:
         for host in [host for host in self.hosts.values() if host.dpid == switch.dpid]:
             if not self._port_is_up(*host.place):
                 self._lose(host)
+        return True
 
     def switch_left(self, now: float, datapath: Any) -> None:
         """Forget the switch behind a closed connection; another connection of the same switch stays."""
@@ -150,6 +188,7 @@ class Network:
         if port.up == up:
             return
         port.up, port.since = up, now
+        self._heard.pop((dpid, number), None)
         if up:
             self._signals.emit(Change.PORT_UP, (switch, port))
         else:
@@ -177,13 +216,16 @@ class Network:
     def probe_arrived(self, now: float, hop: Hop) -> bool:
         """Note that a probe crossed `hop`; tell whether it is a link now.
 
-        A port that seems to reach another switch than before does so once the old link has been silent.
+        A port that seems to reach another switch than before does so once the old link has been silent;
+        one where a host answers reaches none: that host may have got hold of a probe.
         """
         if not (self._port_is_up(hop.src, hop.src_port) and self._port_is_up(hop.dst, hop.dst_port)):
             return False
         if self.has_hop(hop):
             self._last_probe[hop] = now
             return True
+        if self.has_live_host(now, hop.src, hop.src_port) or self.has_live_host(now, hop.dst, hop.dst_port):
+            return False
         for old in (self._links.get((hop.src, hop.src_port)), self._linked_in.get((hop.dst, hop.dst_port))):
             if old is not None and now - self._last_probe[old] < MOVED_CABLE_S:
                 return False
@@ -243,12 +285,48 @@ class Network:
         host = self.hosts.get(ip)
         if host is None:
             return self._learn(now, ip, mac, dpid, port)
+        if host.place != (dpid, port) and now - host.last_seen < HELD_S:
+            self._claim(now, Host(ip=ip, mac=mac, dpid=dpid, port=port, last_seen=now))
+            return None
         host.last_seen = now
         if (host.mac, host.dpid, host.port) != (mac, dpid, port):
             host.mac, host.dpid, host.port = mac, dpid, port
             LOG.info("host %s moved to port %d of %s", ip, port, dpid_text(dpid))
+            self.claims.pop(ip, None)
             self._signals.emit(Change.HOST_MOVED, host)
         return host
+
+    def _claim(self, now: float, claimed: Host) -> None:
+        """Remember that another place claims a host's address, and tell it now and then."""
+        self.conflicts += 1
+        old = self.claims.get(claimed.ip)
+        if old is None and len(self.claims) >= MAX_CLAIMS:
+            return
+        tell = old is None or now - old.told_at >= TELL_CONFLICT_S
+        told_at = now if old is None or tell else old.told_at
+        self.claims[claimed.ip] = Claim(dpid=claimed.dpid, port=claimed.port, made_at=now, told_at=told_at)
+        if tell:
+            LOG.warning(
+                "host %s is claimed at port %d of %s too", claimed.ip, claimed.port, dpid_text(claimed.dpid)
+            )
+            self._signals.emit(Change.HOST_CONFLICT, claimed)
+
+    def open_claims(self, now: float) -> Iterator[tuple[str, Claim]]:
+        """Yield the claims to addresses whose hosts have fallen silent; forget those that are old."""
+        for ip, claim in list(self.claims.items()):
+            host = self.hosts.get(ip)
+            if host is None or now - claim.made_at > TELL_CONFLICT_S:
+                del self.claims[ip]
+            elif now - host.last_seen >= HELD_S and self.is_edge(now, claim.dpid, claim.port):
+                yield ip, claim
+
+    def has_live_host(self, now: float, dpid: int, port: int) -> bool:
+        """Tell whether a host was heard at a port in the last seconds: no link begins or ends there."""
+        return now - self._heard.get((dpid, port), -math.inf) < ALIVE_S
+
+    def host_answered(self, now: float, host: Host) -> None:
+        """Note that a host has answered a probe where it is."""
+        host.last_seen = self._heard[host.place] = now
 
     def _learn(self, now: float, ip: str, mac: bytes, dpid: int, port: int) -> Host | None:
         if sum(host.place == (dpid, port) for host in self.hosts.values()) >= MAX_HOSTS_PER_PORT:

@@ -75,6 +75,10 @@ def encode(change: str, datum: dict[str, Any]) -> bytes:
     return f"event: {change}\ndata: {json.dumps(datum)}\n\n".encode()
 
 
+def _address_text(address: tuple[str, int]) -> str:
+    return f"{address[0]}:{address[1]}"
+
+
 def _host(host: Host) -> dict[str, Any]:
     return {"ip": host.ip, "mac": mac_text(host.mac), "dpid": dpid_text(host.dpid), "port": host.port}
 
@@ -88,11 +92,16 @@ def _path(path: tuple[Flow, list[str]]) -> dict[str, Any]:
 _DESCRIPTIONS: dict[Change, Callable[[Any], dict[str, Any]]] = {
     Change.SWITCH_UP: lambda switch: {"dpid": dpid_text(switch.dpid)},
     Change.SWITCH_DOWN: lambda switch: {"dpid": dpid_text(switch.dpid)},
+    Change.SWITCH_REFUSED: lambda switch: {
+        "dpid": dpid_text(switch.dpid),
+        "address": _address_text(switch.datapath.address),
+    },
     Change.LINK_UP: lambda hop: {"id": hop_id(hop)},
     Change.LINK_DOWN: lambda hop: {"id": hop_id(hop)},
     Change.HOST_LEARNED: _host,
     Change.HOST_MOVED: _host,
     Change.HOST_LOST: _host,
+    Change.HOST_CONFLICT: _host,
     Change.PATH_INSTALLED: _path,
     Change.METRIC_CHANGED: dict,
 }

@@ -69,12 +69,12 @@ class NetworkManager(app_manager.RyuApp):  # type: ignore[misc]
             if datapath.id is not None:
                 self._parts.network.switch_left(time.time(), datapath)
         else:
-            self._parts.network.switch_joined(time.time(), _switch(datapath, time.time()))
+            self._parts.switch_connected(time.time(), _switch(datapath, time.time()))
 
     @set_ev_cls(ofp_event.EventOFPPortStatus, MAIN_DISPATCHER)
     def _port_changed(self, event: Any) -> None:
         message, description = event.msg, event.msg.desc
-        if description.port_no > openflow.MAX_PHYSICAL_PORT:
+        if description.port_no > openflow.MAX_PHYSICAL_PORT or not self._is_current(message.datapath):
             return
         if message.reason == ofproto_v1_3.OFPPR_DELETE:
             self._parts.network.port_removed(event.timestamp, message.datapath.id, description.port_no)
@@ -107,7 +107,8 @@ class NetworkManager(app_manager.RyuApp):  # type: ignore[misc]
 
     @set_ev_cls(ofp_event.EventOFPPortStatsReply, MAIN_DISPATCHER)
     def _counters_arrived(self, event: Any) -> None:
-        self._parts.monitor.replied(event.timestamp, event.msg.datapath.id, event.msg.body)
+        if self._is_current(event.msg.datapath):
+            self._parts.monitor.replied(event.timestamp, event.msg.datapath.id, event.msg.body)
 
     @set_ev_cls(ofp_event.EventOFPFlowStatsReply, MAIN_DISPATCHER)
     def _rules_arrived(self, event: Any) -> None:
@@ -121,7 +122,8 @@ class NetworkManager(app_manager.RyuApp):  # type: ignore[misc]
 
     @set_ev_cls(ofp_event.EventOFPBarrierReply, MAIN_DISPATCHER)
     def _barrier_arrived(self, event: Any) -> None:
-        self._parts.forwarding.barrier_arrived(event.msg.datapath.id, event.msg.xid)
+        if self._is_current(event.msg.datapath):
+            self._parts.forwarding.barrier_arrived(event.msg.datapath.id, event.msg.xid)
 
     @set_ev_cls(ofp_event.EventOFPErrorMsg, MAIN_DISPATCHER)
     def _error_arrived(self, event: Any) -> None:

@@ -14,11 +14,12 @@ from collections.abc import Callable
 from ryu_apps import packets, probe
 from ryu_apps.arp import ArpProxy
 from ryu_apps.capacities import ConfiguredCapacities
-from ryu_apps.discovery import Network, dpid_text
+from ryu_apps.discovery import Network, Switch, dpid_text
 from ryu_apps.errors import MalformedPacketError
 from ryu_apps.events import EventStream
 from ryu_apps.flowcounters import FlowCounters
 from ryu_apps.forwarding import Forwarding
+from ryu_apps.limits import PortLimits
 from ryu_apps.metrics import Metrics
 from ryu_apps.monitor import Monitor
 from ryu_apps.options import Options
@@ -92,6 +93,7 @@ class Parts:
             network=self.network, monitor=self.monitor, views=self.views, counts=self.counts
         )
         self._malformed = 0
+        self._limits = PortLimits(probe_rate=options.max_probe_rate)
         self.connection_counts: Counter[str] = Counter()
         """What went wrong on switches' connections, counted by whoever owns those."""
 
@@ -109,12 +111,27 @@ class Parts:
             **{f"arp_{name}": value for name, value in self.arp.counts.items()},
             **{f"connections_{name}": value for name, value in self.connection_counts.items()},
             **{name: float(value) for name, value in self.trains.counts.items()},
+            **{f"flooded_{name}": value for name, value in self._limits.counts.items()},
             "malformed_packets": self._malformed,
+            "host_conflicts": self.network.conflicts,
             "process_cpu_seconds": time.process_time(),
         }
 
+    def switch_connected(self, now: float, switch: Switch) -> None:
+        """Take a switch in, or turn it away while another one has its id; close what is replaced."""
+        earlier = self.network.switches.get(switch.dpid)
+        if not self.network.switch_joined(now, switch):
+            self.connection_counts["refused_switches"] += 1
+            switch.datapath.close()
+        elif earlier is not None:
+            self.connection_counts["replaced_switches"] += 1
+            earlier.datapath.close()
+
     def packet_arrived(self, now: float, frame: bytes, dpid: int, port: int) -> None:
-        """Take a packet that a switch sent up; one that is malformed is counted and ignored."""
+        """Take a packet that a switch sent up; malformed ones and floods are counted and ignored."""
+        measuring = frame[30:34] in (probe.PROBE_IP, probe.VIRTUAL_IP)
+        if not self._limits.allow(now, (dpid, port), measuring=measuring):
+            return
         try:
             self._take(now, frame, dpid, port)
         except MalformedPacketError as error:

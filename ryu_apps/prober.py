@@ -39,6 +39,8 @@ BREATH_S = 0.002
 IDLE_S = 0.05
 MAX_TOGETHER = 8
 LATE_S = 1.0
+FRESH_S = 2.0
+"""A probe that is older shows no new link: it may have been kept by a host."""
 DEAD_LINK_S = 3.0
 DEAD_LINK_PROBES = 12
 """A link is down when so many probes in a row, over at least this time, did not arrive."""
@@ -218,6 +220,8 @@ class Prober:
             switch.datapath.send(openflow.echo_request(_ECHO.pack(_ECHO_MAGIC, self._clock())))
 
     def _send_probe(self, switch: Switch, port: Port, now: float) -> None:
+        if self._network.has_live_host(now, switch.dpid, port.number):
+            return  # no host shall get hold of a probe that shows links
         stream = self._ports.get((switch.dpid, port.number))
         if stream is None or openflow.congested(switch.datapath):
             self.counts["skipped"] += 1
@@ -268,12 +272,16 @@ class Prober:
             self.counts["reflected"] += 1
             return
         hop = Hop(src=sent.dpid, src_port=sent.port, dst=dpid, dst_port=port)
-        if not self._network.probe_arrived(now, hop):
-            return
-        stream = self._ports.get((sent.dpid, sent.port))
+        known, stream = self._network.has_hop(hop), self._ports.get((sent.dpid, sent.port))
         sent_at = None if stream is None else stream.loss.arrived(now, sent.number)
+        if stream is None or sent_at is None or (not known and now - sent_at > FRESH_S):
+            self.counts["replayed"] += 1
+            return
+        if not self._network.probe_arrived(now, hop):
+            self.counts["implausible"] += 1
+            return
         overhead_s = self.overhead_s(sent.dpid, dpid)
-        if stream is not None and sent_at is not None and overhead_s is not None:
+        if overhead_s is not None:
             stream.delay.add(now, max(0.0, now - sent_at - overhead_s))
 
     def echo_arrived(self, now: float, ip: str, sent: Probe, dpid: int, port: int) -> None:
@@ -287,10 +295,13 @@ class Prober:
         ):
             self.counts["misplaced"] += 1
             return
-        host.last_seen = now
         sent_at = stream.loss.arrived(now, sent.number)
+        if sent_at is None:
+            self.counts["replayed"] += 1
+            return
+        self._network.host_answered(now, host)
         overhead_s = self.overhead_s(dpid, dpid)
-        if sent_at is not None and overhead_s is not None:
+        if overhead_s is not None:
             stream.delay.add(now, max(0.0, now - sent_at - overhead_s) / 2)
 
     def overhead_s(self, src: int, dst: int) -> float | None:

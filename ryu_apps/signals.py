@@ -13,6 +13,7 @@ class Change(StrEnum):
 
     SWITCH_UP = "switch_up"  # Switch
     SWITCH_DOWN = "switch_down"  # Switch
+    SWITCH_REFUSED = "switch_refused"  # Switch that claims the id of one that is connected
     PORT_UP = "port_up"  # (Switch, Port)
     PORT_DOWN = "port_down"  # (Switch, Port)
     LINK_UP = "link_up"  # Hop
@@ -20,6 +21,7 @@ class Change(StrEnum):
     HOST_LEARNED = "host_learned"  # Host
     HOST_MOVED = "host_moved"  # Host, already with its new place
     HOST_LOST = "host_lost"  # Host
+    HOST_CONFLICT = "host_conflict"  # Host as another place claims it, while it answers where it is
     PATH_INSTALLED = "path_installed"  # (Flow, link ids)
     METRIC_CHANGED = "metric_changed"  # dict for the event stream
 

@@ -56,6 +56,7 @@ class Watcher:
             self._prober.drop_dead_links(now)
             self._network.forget_silent(now, self._host_timeout_s)
             self._arp.ask_for_lost(now)
+            self._arp.ask_for_claimed(now)
             self._compare(self._views.all_values())
 
     def _compare(self, links: dict[str, LinkValues]) -> None:

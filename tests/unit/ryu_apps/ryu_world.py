@@ -59,6 +59,12 @@ class FakeSwitch:
     """Output port by priority and match."""
     transactions: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     answers_barriers: bool = True
+    heard_at: float = 0.0
+    address: tuple[str, int] = ("127.0.0.1", 50000)
+    closed: bool = False
+
+    def close(self) -> None:
+        self.closed = True
 
     def set_xid(self, message: Any) -> None:
         message.set_xid(next(self.transactions))
@@ -153,7 +159,7 @@ class World:
             for number in (*sorted(ends), 11, 12)
         }
         joined = Switch(dpid=dpid, name=f"s{dpid}", datapath=switch, connected_since=self.now, ports=ports)
-        self.parts.network.switch_joined(self.now, joined)
+        self.parts.switch_connected(self.now, joined)
 
     def host(self, ip: str, dpid: int, port: int) -> None:
         """Attach a host that has not spoken yet."""

@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 
-from ryu_apps.discovery import SETTLE_S, Network, Port, Switch, from_host_id, hop_id, to_host_id
+from ryu_apps.discovery import (
+    ALIVE_S,
+    HELD_S,
+    MAX_CLAIMS,
+    SETTLE_S,
+    Network,
+    Port,
+    Switch,
+    from_host_id,
+    hop_id,
+    to_host_id,
+)
 from ryu_apps.paths import Hop
 from ryu_apps.signals import Change, Signals
 
@@ -17,9 +28,11 @@ IP = "198.18.1.1"
 
 @dataclass(eq=False)
 class Connection:
-    """Stands for a switch's connection: only its identity counts here."""
+    """Stands for a switch's connection: its identity counts, and when it was heard."""
 
     id: int
+    heard_at: float = 0.0
+    address: tuple[str, int] = ("192.0.2.1", 40000)
 
 
 @dataclass
@@ -111,7 +124,7 @@ def test_a_host_learned_where_a_link_turns_out_to_be_is_forgotten(world: World) 
 
 def test_a_host_that_moves_is_relearned(world: World) -> None:
     world.network.host_seen(5.0, IP, MAC, 1, 2)
-    host = world.network.host_seen(6.0, IP, MAC, 2, 3)
+    host = world.network.host_seen(5.0 + HELD_S, IP, MAC, 2, 3)
     assert host is not None
     assert host.place == (2, 3)
     assert world.changes() == [Change.HOST_LEARNED, Change.HOST_MOVED]
@@ -150,9 +163,29 @@ def test_a_silent_host_is_lost(world: World) -> None:
 
 def test_the_end_of_an_old_connection_does_not_take_down_the_new_one(world: World) -> None:
     old = world.network.switches[1].datapath
-    new = world.join(2.0, 1)
-    world.network.switch_left(2.1, old)
+    new = world.join(ALIVE_S, 1)
+    world.network.switch_left(ALIVE_S + 0.1, old)
     assert world.network.switches[1].datapath is new
+
+
+def test_of_two_switches_with_one_id_the_first_stays_while_it_is_alive(world: World) -> None:
+    first = world.network.switches[1].datapath
+    world.network.probe_arrived(1.0, HOP)
+    first.heard_at = 10.0
+    second = world.join(10.0 + ALIVE_S - 0.1, 1)
+    assert world.network.switches[1].datapath is first
+    assert world.changes() == [Change.LINK_UP, Change.SWITCH_REFUSED]
+    world.network.switch_left(13.0, second)
+    assert world.network.switches[1].datapath is first
+    assert world.network.has_hop(HOP)
+
+
+def test_a_switch_that_was_refused_is_taken_in_once_the_first_is_silent_or_gone(world: World) -> None:
+    first = world.network.switches[1].datapath
+    first.heard_at = 10.0
+    assert world.join(10.0 + ALIVE_S, 1) is world.network.switches[1].datapath
+    world.network.switch_left(20.0, world.network.switches[1].datapath)
+    assert world.join(20.1, 1) is world.network.switches[1].datapath
 
 
 def test_a_switch_takes_its_links_along(world: World) -> None:
@@ -167,3 +200,54 @@ def test_one_port_cannot_fill_the_memory_with_hosts(world: World) -> None:
     for number in range(400):
         world.network.host_seen(5.0, f"198.18.{number // 200}.{number % 200 + 1}", MAC, 1, 2)
     assert len(world.network.hosts) == 256
+
+
+def test_an_address_that_two_ports_claim_stays_with_the_first_while_that_is_heard(world: World) -> None:
+    host = world.network.host_seen(5.0, IP, MAC, 1, 2)
+    assert host is not None
+    for step in range(100):
+        now = 5.1 + step * 0.1
+        world.network.host_answered(now, host)
+        assert world.network.host_seen(now, IP, b"\x02\0\0\0\0\x66", 2, 3) is None
+    assert (host.mac, host.place) == (MAC, (1, 2))
+    assert world.changes() == [Change.HOST_LEARNED, Change.HOST_CONFLICT]
+    assert world.network.conflicts == 100
+
+
+def test_a_claim_is_followed_up_once_the_host_is_silent_and_only_for_a_while(world: World) -> None:
+    world.network.host_seen(5.0, IP, MAC, 1, 2)
+    world.network.host_seen(6.0, IP, MAC, 2, 3)
+    assert list(world.network.open_claims(6.1)) == []
+    assert [(ip, claim.dpid, claim.port) for ip, claim in world.network.open_claims(7.0)] == [(IP, 2, 3)]
+    assert list(world.network.open_claims(30.0)) == []
+    assert world.network.claims == {}
+
+
+def test_claims_to_many_addresses_fill_no_memory(world: World) -> None:
+    for number in range(250):
+        world.network.host_seen(5.0, f"198.18.1.{number}", MAC, 1, 2)
+        world.network.host_seen(5.0, f"198.18.2.{number}", MAC, 1, 3)
+    for place in ((2, 2), (2, 3)):
+        for number in range(250):
+            for net in (1, 2):
+                world.network.host_seen(5.5, f"198.18.{net}.{number}", MAC, *place)
+    assert len(world.network.claims) == MAX_CLAIMS
+
+
+def test_no_link_begins_or_ends_where_a_host_answers(world: World) -> None:
+    host = world.network.host_seen(5.0, IP, MAC, 1, 1)
+    assert host is not None
+    world.network.host_answered(6.0, host)
+    assert not world.network.probe_arrived(6.1, HOP)
+    assert not world.network.probe_arrived(6.1, Hop(src=2, src_port=1, dst=1, dst_port=1))
+    assert world.network.hosts == {IP: host}
+    assert world.network.probe_arrived(6.0 + ALIVE_S, HOP)
+
+
+def test_a_port_that_was_unplugged_forgets_its_host(world: World) -> None:
+    host = world.network.host_seen(5.0, IP, MAC, 1, 1)
+    assert host is not None
+    world.network.host_answered(6.0, host)
+    for up in (False, True):
+        world.network.port_changed(6.1, 1, 1, "x", up=up)
+    assert world.network.probe_arrived(6.2, HOP)

@@ -197,6 +197,8 @@ def test_a_host_that_moved_is_found_at_its_new_place(world: World) -> None:
     world.deliver()
     world.host(H4, 3, 12)
     world.say_arp(H4, H1)
+    world.advance(2.0)
+    world.parts.arp.ask_for_claimed(world.now)
     world.deliver()
     world.advance(0.1)
     world.say(H1, H4, b"there")
