@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,7 +110,7 @@ class Network:
         """Hosts that vanished with their port; asked for when it comes back."""
         self.claims: dict[str, Claim] = {}
         """The last claim to each address that was in conflict; whoever asks again once it is silent."""
-        self.conflicts = 0
+        self.counts: Counter[str] = Counter()
         self._heard: dict[tuple[int, int], float] = {}
         """When a host has last answered at a port."""
         self._links: dict[tuple[int, int], Hop] = {}
@@ -298,7 +299,7 @@ class Network:
 
     def _claim(self, now: float, claimed: Host) -> None:
         """Remember that another place claims a host's address, and tell it now and then."""
-        self.conflicts += 1
+        self.counts["conflicts"] += 1
         old = self.claims.get(claimed.ip)
         if old is None and len(self.claims) >= MAX_CLAIMS:
             return
@@ -330,9 +331,7 @@ class Network:
 
     def _learn(self, now: float, ip: str, mac: bytes, dpid: int, port: int) -> Host | None:
         if sum(host.place == (dpid, port) for host in self.hosts.values()) >= MAX_HOSTS_PER_PORT:
-            LOG.warning(
-                "host %s at port %d of %s not learned: the port has too many", ip, port, dpid_text(dpid)
-            )
+            self.counts["not_learned"] += 1
             return None
         host = self.hosts[ip] = Host(ip=ip, mac=mac, dpid=dpid, port=port, last_seen=now)
         self.lost_hosts.pop(ip, None)

@@ -211,7 +211,7 @@ def test_an_address_that_two_ports_claim_stays_with_the_first_while_that_is_hear
         assert world.network.host_seen(now, IP, b"\x02\0\0\0\0\x66", 2, 3) is None
     assert (host.mac, host.place) == (MAC, (1, 2))
     assert world.changes() == [Change.HOST_LEARNED, Change.HOST_CONFLICT]
-    assert world.network.conflicts == 100
+    assert world.network.counts["conflicts"] == 100
 
 
 def test_a_claim_is_followed_up_once_the_host_is_silent_and_only_for_a_while(world: World) -> None:
