@@ -87,8 +87,6 @@ class Network(_Section):
     api_port: Annotated[int, Field(ge=1, le=65535)] = 8181
     data_port: Annotated[int, Field(ge=1, le=65535)] = 7000
     datapath: Literal["auto", "kernel", "user"] = "auto"
-    controller_arguments: tuple[str, ...] = ()
-    """More words for `ryu-manager`: options (`--probe-rate=8`) and applications to run beside ours."""
 
 
 class Weights(_Section):

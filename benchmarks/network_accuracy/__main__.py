@@ -57,7 +57,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--loaded-s", type=float, default=30.0, help="length of a loaded phase (default 30)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--prefix", default="bna", help="prefix of the testbed's names (default bna)")
-    port_help = "OpenFlow port; REST is at +1400, +1500 (default 6760)"
+    port_help = "OpenFlow port; REST is at +1400, +1500, the classic method's at +1 (default 6760)"
     parser.add_argument("--port", type=int, default=6760, help=port_help)
     parser.add_argument("--json", type=Path, help="where the result goes")
     options = parser.parse_args()
@@ -139,8 +139,8 @@ def _result(
                 if reported and all(reported)
                 else "the controller takes no host counters"
             ),
-            "classic_method": "a second application in the same controller process; its probe is IPv4, "
-            "since the emulator delays nothing else",
+            "classic_method": "a second controller of the same switches, at the same time; its probe is "
+            "IPv4, since the emulator delays nothing else",
         },
         "figures": found,
         "targets": [target.to_json() for target in made],

@@ -1,7 +1,7 @@
-"""Run the classic method (classic.py) as a Ryu application beside the one under test, in the same process.
+"""Run the classic method (classic.py) as a Ryu application: a second controller of the same switches.
 
-Its probe is an IPv4 packet, since the emulator delays nothing else (real links treat LLDP as they please,
-too). `GET /classic` answers what it knows and what it cost.
+Both measure the same links at the same time. Its probe is an IPv4 packet, since the emulator delays nothing
+else. `GET /classic` answers what it knows.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ _MAGIC = b"CLASSIC1"
 _PRIORITY = 1001
 _PORT = 50551
 _RULE_PERIOD_S = 10.0
+_PROBE_BYTES = 128
 
 
 class Classic(app_manager.RyuApp):  # type: ignore[misc]
@@ -158,12 +159,10 @@ class Classic(app_manager.RyuApp):  # type: ignore[misc]
             up_s = entry.duration_sec + entry.duration_nsec * 1e-9
             after = PortReading(up_s=up_s, tx_bytes=entry.tx_bytes, rx_bytes=entry.rx_bytes)
             before = self._readings.get(place)
-            # two applications ask: replies to the other one's requests must not shorten the period to nothing
-            if before is None or up_s - before.up_s >= POLL_PERIOD_S / 2:
-                self._readings[place] = after
-                speed = None if before is None else port_speed_bps(before, after)
-                if speed is not None:
-                    self._speeds_bps[place] = speed
+            self._readings[place] = after
+            speed = None if before is None else port_speed_bps(before, after)
+            if speed is not None:
+                self._speeds_bps[place] = speed
 
     def document(self) -> dict[str, Any]:
         """Return what the method knows now; ages in seconds."""
@@ -177,7 +176,12 @@ class Classic(app_manager.RyuApp):  # type: ignore[misc]
                 "free_bps": None if capacity is None else free_bps(capacity, speed),
             }
         links = {link: {"delay_s": delay, "age_s": now - at} for link, (at, delay) in self._delays.items()}
-        return {"links": links, "ports": ports, "sent_bytes": self._sent_bytes}
+        return {
+            "switches": len(self._datapaths),
+            "links": links,
+            "ports": ports,
+            "sent_bytes": self._sent_bytes,
+        }
 
 
 class _Rest(ControllerBase):  # type: ignore[misc]

@@ -5,7 +5,7 @@
   `delay_error_over_allowed_p95` is the same of error / max(floor, share x ping), to be at most 1.
 - `bandwidth_error_p95`: of |measured - true| available bandwidth as a share of the true capacity, over all
   `bandwidth` samples, whether the capacity was configured or is the controller's estimate; the two apart are
-  `_configured` and `_estimated`.
+  `_configured` and `_estimated`; `_counting_trains` takes the controller's own packet trains for traffic.
 - `capacity_estimate_error_p90`: of |estimate / true capacity - 1|, over all access links.
 - `loss_error_p95_pp`: percentage points between measured and configured loss of a path, loaded: of paths with
   at least LEAST_PPS packets a second of traffic; beside it the error of counting itself, had every packet of
@@ -147,10 +147,10 @@ def _link_delay(rows: list[Row], field: str = "measured_s") -> Figures:
 
 
 def _bandwidth(rows: list[Row], field: str = "measured_bps") -> Figures:
-    def p95(wanted: Callable[[Row], bool]) -> float | None:
+    def p95(wanted: Callable[[Row], bool], truth: str = "truth_bps") -> float | None:
         return quantile(
             (
-                abs(sample[field] - sample["truth_bps"]) / row["capacity_bps"]
+                abs(sample[field] - sample[truth]) / row["capacity_bps"]
                 for row in rows
                 if wanted(row)
                 for sample in row["samples"]
@@ -164,6 +164,7 @@ def _bandwidth(rows: list[Row], field: str = "measured_bps") -> Figures:
         "bandwidth_error_p95": p95(lambda row: True),
         "bandwidth_error_p95_configured": p95(lambda row: bool(row["capacity_configured"])),
         "bandwidth_error_p95_estimated": p95(lambda row: not row["capacity_configured"]),
+        "bandwidth_error_p95_counting_trains": p95(lambda row: True, "counted_bps"),
         "bandwidth_unknown_ratio": samples.count(None) / len(samples) if samples else None,
     }
 

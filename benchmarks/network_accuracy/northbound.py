@@ -43,11 +43,6 @@ class Northbound:
         url = f"{self._url}/northbound/v1{path}"
         return self._session.put(url, json=body, timeout=_TIMEOUT_S).status_code
 
-    def classic(self) -> Json | None:
-        """Return what the classic method knows; None where it does not run."""
-        answer = self._session.get(f"{self._url}/classic", timeout=_TIMEOUT_S)
-        return answer.json() if answer.status_code == 200 else None
-
     def counters(self) -> dict[str, float]:
         """Return the controller's own counts (`utopia_..._total`) from its Prometheus page."""
         text = self._session.get(f"{self._url}/metrics", timeout=_TIMEOUT_S).text

@@ -6,8 +6,10 @@ beside them stand, for the same moment:
 - `path_delay`: half of the median round trip of the pings of the last 2 s, against half of the sum of both
   directions' northbound delays (one-way seconds). A ping cannot tell the directions apart; so `link_delay`
   compares every direction of every link with the emulator's configuration (idle only: load adds queues).
-- `bandwidth`: the true capacity of the path less what the receiver's interface counted over the last 2 s
-  (towards `orch`: less what the host sent, times 1 - loss), against `available_bps`.
+- `bandwidth`: the true capacity of the path less the traffic on it, against `available_bps`. Loaded, the
+  traffic is what the receiver's interface counted over the last 2 s (towards `orch`: what the host sent, times
+  1 - loss). Idle, it is the pings alone: the controller's own packet trains give way to traffic; what they
+  take is in `counted_bps`, of which the figure `bandwidth_error_p95_counting_trains` is made.
 - `capacity`: the configured rate of the access link against `estimated_capacity_bps`, once, at the end.
 - `loss`: the configured loss against `loss_ratio` and its interval, once: idle at the end (the controller's
   window of 60 s is full), loaded at the end, that is `after_s` seconds after the traffic began.
@@ -32,6 +34,7 @@ from benchmarks.network_accuracy.world import Emulation, World
 
 Row = dict[str, Any]
 PING_INTERVAL_S = 0.2
+PING_BPS = 8 * 98 / PING_INTERVAL_S
 TRUTH_SPAN_S = 2.0
 SETTLE_S = 4.0
 """Left out at the start of a phase: the controller smooths over about so long."""
@@ -59,7 +62,7 @@ class _Samples:
         forth = world.northbound.paths(f"src={orch}")
         back = world.northbound.paths(f"dst={orch}")
         self._links = world.northbound.links()
-        classic = world.northbound.classic() if world.part.classic else None
+        classic = None if world.rival is None else world.rival.document()
         for host in world.edge:
             there, here = forth.get((orch, world.ip(host))), back.get((world.ip(host), orch))
             if there is None or here is None:
@@ -81,13 +84,14 @@ class _Samples:
         if rates is None:
             return
         capacity = self._world.rate_bps(host)
-        moved = {("orch", host): rates[0], (host, "orch"): rates[1] * (1 - plan.LOSS_RATIO)}
+        counted = {("orch", host): rates[0], (host, "orch"): rates[1] * (1 - plan.LOSS_RATIO)}
         switch = self._world.access_ids(host)[1].split("-")[0]
         port = (classic or {"ports": {}})["ports"].get(switch)
-        for (pair, used), path in zip(moved.items(), (there, here), strict=True):
+        for (pair, used), path in zip(counted.items(), (there, here), strict=True):
             self._bandwidths[pair].append(
                 {
-                    "truth_bps": max(0.0, capacity - used),
+                    "truth_bps": max(0.0, capacity - (PING_BPS if self._phase == "idle" else used)),
+                    "counted_bps": max(0.0, capacity - used),
                     "measured_bps": path["available_bps"]["value"],
                     "classic_bps": None if port is None else port["free_bps"],
                     "classic_told_bps": None if port is None else max(0.0, capacity - port["speed_bps"]),
@@ -196,7 +200,7 @@ class _Costs:
             "cpu_s_per_s": (cpu_s(self._world.controller_pid) - self._cpu_s) / span_s,
             "span_s": span_s,
             "links": len(self._world.status.links) * 2,
-            "classic_in_the_same_process": self._world.part.classic,
+            "classic_beside_it": self._world.rival is not None,
             "probe_bytes_per_s": per_s("utopia_probes_sent_bytes_total"),
             "probes_per_s": per_s("utopia_probes_sent_total"),
             "train_bytes_per_s": per_s("utopia_train_sent_bytes_total"),

@@ -18,7 +18,6 @@ PPS = 200.0
 TCP_SHARE = 0.4
 MOST_TCP_BPS = 6e6
 GREEDY_MOST_BPS = 12e6
-CLASSIC_APP = "benchmarks.network_accuracy.classic_app"
 _TRAFFIC_STREAM = 3
 
 
@@ -96,7 +95,6 @@ def scenario(part: Part, number: int, *, seed: int, place: Place) -> Scenario:
                 "openflow_port": place.openflow_port,
                 "northbound_port": place.northbound_port,
                 "api_port": place.api_port,
-                "controller_arguments": [CLASSIC_APP] if part.classic else [],
             },
         },
         source=f"benchmark part {part.name}",

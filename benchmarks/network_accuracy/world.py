@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.network_accuracy import plan
 from benchmarks.network_accuracy.northbound import Northbound
+from benchmarks.network_accuracy.rival import Rival
 from scenarios.schema import Scenario
 from topologies import controller_token, testbed
 from topologies.specs import NetworkSpec, network_spec
@@ -20,8 +21,11 @@ Progress = Callable[[str], None]
 class World:
     """A testbed with controller and network, every link's truth at hand."""
 
-    def __init__(self, part: plan.Part, scenario: Scenario, status: Status) -> None:
+    def __init__(
+        self, part: plan.Part, scenario: Scenario, status: Status, rival: Rival | None = None
+    ) -> None:
         self.part = part
+        self.rival = rival
         self.name = scenario.name
         self.seed = scenario.seed
         self.status = status
@@ -74,11 +78,27 @@ class World:
 def running(part: plan.Part, scenario: Scenario, progress: Progress) -> Iterator[World]:
     """Start the testbed of a network, and take it down in the end."""
     testbed.down(scenario.network.prefix)
+    rival = None
     try:
         status = testbed.up(scenario, stages=("controller", "network"), progress=progress)
-        yield World(part, scenario, status)
+        if part.classic:
+            progress("Starting the classic method beside it")
+            rival = _rival(scenario, status)
+        yield World(part, scenario, status, rival)
     finally:
+        if rival is not None:
+            rival.close()
         testbed.down(scenario.network.prefix)
+
+
+def _rival(scenario: Scenario, status: Status) -> Rival:
+    network = scenario.network
+    return Rival(
+        [f"{network.prefix}-{switch['name']}" for switch in status.switches],
+        openflow_port=network.openflow_port,
+        rival_port=network.openflow_port + 1,
+        rest_port=network.northbound_port + 1,
+    )
 
 
 class Emulation:
