@@ -14,8 +14,7 @@ from rich.console import Console
 
 import benchmarks.network_accuracy as package
 from benchmarks import envelope
-from benchmarks.network_accuracy import figures, plan, table
-from benchmarks.network_accuracy.phases import measure
+from benchmarks.network_accuracy import detection, figures, phases, plan, table
 from benchmarks.network_accuracy.world import running
 from topologies.errors import TopologyError
 
@@ -96,7 +95,10 @@ def _network(
 
     try:
         with running(part, scenario, progress) as world:
-            return measure(world, progress)
+            rows = phases.measure(world, progress)
+            if part.detect:
+                rows += detection.measure(world, progress, thorough=not options.quick)
+            return rows
     except (TopologyError, RuntimeError, OSError) as error:
         failed.append(f"{scenario.name}: {error}")
         progress(f"failed: {error}")

@@ -66,23 +66,16 @@ class Classic(app_manager.RyuApp):  # type: ignore[misc]
     def _state_changed(self, event: Any) -> None:
         if event.state == MAIN_DISPATCHER:
             self._datapaths[event.datapath.id] = event.datapath
+            _hand_up_probes(event.datapath)
         elif event.datapath.id is not None:
             self._datapaths.pop(event.datapath.id, None)
 
     def _keep_rules(self) -> None:
-        """Have the switches hand up the probes, whatever the other application made of their tables."""
+        """Have the switches hand up the probes, whatever the other controller makes of their tables."""
         while True:
             for datapath in list(self._datapaths.values()):
-                parser = datapath.ofproto_parser
-                match = parser.OFPMatch(eth_type=packets.ETHERTYPE_IPV4, ipv4_dst=_ADDRESS)
-                actions = [
-                    parser.OFPActionOutput(ofproto_v1_3.OFPP_CONTROLLER, ofproto_v1_3.OFPCML_NO_BUFFER)
-                ]
-                apply = parser.OFPInstructionActions(ofproto_v1_3.OFPIT_APPLY_ACTIONS, actions)
-                datapath.send_msg(
-                    parser.OFPFlowMod(datapath, priority=_PRIORITY, match=match, instructions=[apply])
-                )
-            hub.sleep(_RULE_PERIOD_S if self._datapaths else 0.5)
+                _hand_up_probes(datapath)
+            hub.sleep(_RULE_PERIOD_S)
 
     def _probe(self) -> None:
         """Send an echo per switch and a probe per port, one after the other, each round."""
@@ -182,6 +175,14 @@ class Classic(app_manager.RyuApp):  # type: ignore[misc]
             "ports": ports,
             "sent_bytes": self._sent_bytes,
         }
+
+
+def _hand_up_probes(datapath: Any) -> None:
+    parser = datapath.ofproto_parser
+    match = parser.OFPMatch(eth_type=packets.ETHERTYPE_IPV4, ipv4_dst=_ADDRESS)
+    up = parser.OFPActionOutput(ofproto_v1_3.OFPP_CONTROLLER, _PROBE_BYTES)
+    apply = parser.OFPInstructionActions(ofproto_v1_3.OFPIT_APPLY_ACTIONS, [up])
+    datapath.send_msg(parser.OFPFlowMod(datapath, priority=_PRIORITY, match=match, instructions=[apply]))
 
 
 class _Rest(ControllerBase):  # type: ignore[misc]

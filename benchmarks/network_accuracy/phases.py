@@ -7,7 +7,7 @@ beside them stand, for the same moment:
   directions' northbound delays (one-way seconds). A ping cannot tell the directions apart; so `link_delay`
   compares every direction of every link with the emulator's configuration (idle only: load adds queues).
 - `bandwidth`: the true capacity of the path less the traffic on it, against `available_bps`. Loaded, the
-  traffic is what the receiver's interface counted over the last 2 s (towards `orch`: what the host sent, times
+  traffic is what the receiver's interface counted over the last 2 s (towards `orch`: what the host sent times
   1 - loss). Idle, it is the pings alone: the controller's own packet trains give way to traffic; what they
   take is in `counted_bps`, of which the figure `bandwidth_error_p95_counting_trains` is made.
 - `capacity`: the configured rate of the access link against `estimated_capacity_bps`, once, at the end.
@@ -38,7 +38,6 @@ PING_BPS = 8 * 98 / PING_INTERVAL_S
 TRUTH_SPAN_S = 2.0
 SETTLE_S = 4.0
 """Left out at the start of a phase: the controller smooths over about so long."""
-LATE_LIMIT_S = 0.005
 REFRESHED = ("delay_s", "used_bps")
 
 
@@ -216,8 +215,8 @@ def measure(world: World, progress: Callable[[str], None]) -> list[Row]:
     try:
         make_known(world, pinger)
         world.set_loss(plan.LOSS_RATIO)
-        world.configure_capacities()
         if part.idle_s:
+            world.configure_capacities()
             progress(f"{world.name}: idle for {part.idle_s:g} s")
             rows += _mark("idle", world, _idle(world, pinger, watch))
         if part.loaded_s:
@@ -286,7 +285,7 @@ def _phase(
             emulation.look()
         time.sleep(max(0.0, began + second - time.monotonic()))
     rows = [costs.row(), *samples.rows(), *_loss_rows(world, flows, time.monotonic() - began)]
-    rows.append(emulation.row(LATE_LIMIT_S))
+    rows.append(emulation.row())
     rows.append({"kind": "host_counters", "reported": watch.reported})
     return rows
 

@@ -237,6 +237,7 @@ class Emulator:
                 "packets": None,
                 "lost_packets": None,
                 "overflow_packets": None,
+                "late_packets": None,
                 "lateness": None,
                 "lateness_recent": None,
                 "reason": unknown,
@@ -249,6 +250,7 @@ class Emulator:
             "packets": self._lines.packets(),
             "lost_packets": self._lines.dropped(),
             "overflow_packets": overflow,
+            "late_packets": self._lines.lateness.later_than(LATE_LIMIT_MS),
             "lateness": asdict(late),
             "lateness_recent": asdict(self._lines.lateness.recent(now_s=time.monotonic())),
             "reason": None,
@@ -259,7 +261,8 @@ class Emulator:
 
 def no_report(backend: str, *, reason: str) -> Json:
     """Return the report of an emulator that is gone: nothing is known, and it did not keep up."""
-    unknown = dict.fromkeys(("packets", "lost_packets", "overflow_packets", "lateness", "lateness_recent"))
+    names = ("packets", "lost_packets", "overflow_packets", "late_packets", "lateness", "lateness_recent")
+    unknown = dict.fromkeys(names)
     return {
         "backend": backend,
         **unknown,

@@ -47,6 +47,10 @@ class LatenessRecord:
         """Return the percentiles of everything."""
         return _summary(self._total, self._max_ms)
 
+    def later_than(self, limit_ms: float) -> int:
+        """Return how many packets were later than the first bin's bound at or above `limit_ms`."""
+        return sum(self._total[bisect_left(BOUNDS_MS, limit_ms) + 1 :])
+
     def recent(self, *, now_s: float) -> Lateness:
         """Return the percentiles of the last `WINDOW_S` seconds; its maximum is a bin's bound."""
         self._forget(int(now_s))

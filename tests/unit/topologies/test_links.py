@@ -80,6 +80,14 @@ def test_overflows_are_read_per_queue():
     assert overflows(text) == {0: 7, 17: 0}
 
 
+def test_late_packets_are_counted_to_the_precision_of_a_bin():
+    record = LatenessRecord()
+    for late_s, packets in ((0.001, 90), (0.0049, 5), (0.0065, 3), (0.1, 2)):
+        record.add(late_s, packets, now_s=1.0)
+    assert record.later_than(5.0) == 5
+    assert record.later_than(1e6) == 0
+
+
 def test_lateness_without_deliveries_is_unknown_not_zero():
     empty = LatenessRecord().since_start()
     assert (empty.packets, empty.p50_ms, empty.p99_ms, empty.max_ms) == (0, None, None, None)
