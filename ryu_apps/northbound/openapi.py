@@ -67,18 +67,12 @@ def _parameter(parameter: Parameter, where: str) -> dict[str, Any]:
 
 
 def _responses(route: Route) -> dict[str, Any]:
+    problems = {*route.problems, *ALWAYS, *(WRITING if route.writes else GUARDED)}
     responses = {str(answer.status): _response(answer.summary, [answer]) for answer in route.answers}
-    own = Answer(
-        summary="Refused",
-        schema={"$ref": f"#/components/schemas/{route.problem_schema}"},
-        media_type=route.problem_type,
-    )
-    general = {*ALWAYS, *(WRITING if route.writes else GUARDED)}
-    for status in sorted({*route.problems, *general}):
-        kinds = [own] if status in route.problems and route.problem_type != _PROBLEM.media_type else []
-        if status in general or not kinds:
-            kinds.append(_PROBLEM)
-        responses[str(status)] = _response(HTTPStatus(status).phrase, kinds)
+    for status in sorted({*problems, *(refusal.status for refusal in route.refusals)}):
+        forms = [refusal for refusal in route.refusals if refusal.status == status]
+        forms += [_PROBLEM] if status in problems else []
+        responses[str(status)] = _response(HTTPStatus(status).phrase, forms)
     return responses
 
 

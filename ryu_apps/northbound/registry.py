@@ -6,11 +6,11 @@ from typing import Any
 
 from ryu.app.wsgi import Response
 
-from ryu_apps.northbound import events, links, openapi, paths, schemas, status
+from ryu_apps.northbound import alto, events, links, openapi, paths, schemas, status
 from ryu_apps.northbound.http import document
 from ryu_apps.northbound.routes import BASE, Answer, Api, Request, Route
 
-_GROUPS = (status, links, paths, events)
+_GROUPS = (status, links, paths, events, alto)
 
 
 def _openapi(api: Api, request: Request) -> Response:

@@ -63,8 +63,9 @@ class Answer:
 class Route:
     """One method of one path; `{name}` in the path stands for a part of it without a slash.
 
-    `problems` are the statuses that the handler refuses with, besides those of every route (see openapi.py);
-    `refuse` makes the document that says so. Whether it `writes` decides on who may call it.
+    `problems` are the statuses that the handler refuses with by a problem document, besides those of every
+    route (see openapi.py); where it refuses in another form, `refusals` describe it and `refuse` makes it.
+    Whether it `writes` decides on who may call it.
     """
 
     method: str
@@ -77,8 +78,7 @@ class Route:
     body: Schema | None = None
     body_type: str = JSON
     problems: tuple[int, ...] = ()
-    problem_type: str = "application/problem+json"
-    problem_schema: str = "Problem"
+    refusals: tuple[Answer, ...] = ()
     refuse: Callable[[RequestError], Response] = problem
     writes: bool = False
 
