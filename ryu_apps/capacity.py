@@ -5,6 +5,7 @@ Rates in bit/s of Ethernet frames without preamble and check sequence, as switch
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -90,6 +91,15 @@ def _is_even(kept: _Arrivals) -> bool:
     (b1, t1), (b2, t2), (b3, t3) = kept[0], kept[len(kept) // 2], kept[-1]
     first, second = (t2 - t1) / (b2 - b1), (t3 - t2) / (b3 - b2)
     return min(first, second) >= LEAST_EVENNESS * max(first, second)
+
+
+def without_cross(rate_bps: float, cross_bps: float) -> float:
+    """Return the capacity C of a queue that a train came through at `rate_bps` beside traffic of others.
+
+    The train came in at C, spread by the same rate in the other direction, and shared the queue in proportion
+    to what came in: rate = C^2 / (C + cross).
+    """
+    return (rate_bps + math.sqrt(rate_bps * rate_bps + 4 * rate_bps * cross_bps)) / 2
 
 
 def agree(one: float, other: float, share: float) -> bool:

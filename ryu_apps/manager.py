@@ -108,7 +108,8 @@ class NetworkManager(app_manager.RyuApp):  # type: ignore[misc]
     @set_ev_cls(ofp_event.EventOFPPortStatsReply, MAIN_DISPATCHER)
     def _counters_arrived(self, event: Any) -> None:
         if self._is_current(event.msg.datapath):
-            self._parts.monitor.replied(event.timestamp, event.msg.datapath.id, event.msg.body)
+            message = event.msg
+        self._parts.monitor.replied(event.timestamp, message.datapath.id, message.xid, message.body)
 
     @set_ev_cls(ofp_event.EventOFPFlowStatsReply, MAIN_DISPATCHER)
     def _rules_arrived(self, event: Any) -> None:

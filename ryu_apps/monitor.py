@@ -10,10 +10,13 @@ from typing import Any
 from ryu_apps import openflow
 from ryu_apps.discovery import Network, Port, Switch
 from ryu_apps.options import Options
-from ryu_apps.rates import CounterRate
+from ryu_apps.rates import CounterRate, PortCount
 from ryu_apps.signals import Change, Signals
 
 LOG = logging.getLogger(__name__)
+
+MAX_ASKED = 64
+"""So many single counts may be outstanding; then the oldest is forgotten."""
 
 
 @dataclass(slots=True)
@@ -50,6 +53,7 @@ class Monitor:
         self._interval_s = options.poll_interval_s
         self._sleep = sleep
         self._ports: dict[tuple[int, int], _PortCounters] = {}
+        self._asked: dict[tuple[int, int], tuple[_OwnBytes, Callable[[PortCount], None]]] = {}
         signals.connect(Change.PORT_UP, self._port_up)
         signals.connect(Change.PORT_DOWN, self._port_down)
 
@@ -81,8 +85,25 @@ class Monitor:
                 counters.own_when_asked = replace(counters.own)
         switch.datapath.send_msg(openflow.port_stats_request(switch.datapath))
 
-    def replied(self, now: float, dpid: int, body: list[Any]) -> None:
+    def count(self, dpid: int, port: int, take: Callable[[PortCount], None]) -> None:
+        """Have a port's counters of this moment handed to `take`; it is not called if no reply comes."""
+        switch, counters = self._network.switches.get(dpid), self._ports.get((dpid, port))
+        if switch is None or counters is None:
+            return
+        request = openflow.port_stats_request(switch.datapath, port)
+        while len(self._asked) >= MAX_ASKED:
+            del self._asked[next(iter(self._asked))]
+        self._asked[dpid, request.xid] = replace(counters.own), take
+        switch.datapath.send_msg(request)
+
+    def replied(self, now: float, dpid: int, transaction: int, body: list[Any]) -> None:
         """Take a counter reply in; the packet trains of ours that it holds are left out."""
+        asked = self._asked.pop((dpid, transaction), None)
+        if asked is not None:
+            own, take = asked
+            for entry in body[:1]:
+                take(_count(entry, own))
+            return
         for entry in body:
             counters = self._ports.get((dpid, entry.port_no))
             if counters is None:
@@ -122,3 +143,13 @@ class Monitor:
     def totals(self) -> dict[tuple[int, int], dict[str, int]]:
         """Return the raw counters of every port, for the metrics."""
         return {place: dict(counters.totals) for place, counters in self._ports.items()}
+
+
+def _count(entry: Any, own: _OwnBytes) -> PortCount:
+    return PortCount(
+        duration_s=entry.duration_sec + entry.duration_nsec * 1e-9,
+        tx_bytes=entry.tx_bytes,
+        rx_bytes=entry.rx_bytes,
+        own_tx_bytes=own.tx,
+        own_rx_bytes=own.rx,
+    )

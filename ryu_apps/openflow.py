@@ -233,9 +233,11 @@ def echo_request(data: bytes) -> bytes:
     return _HEADER.pack(ofproto_v1_3.OFP_VERSION, ofproto_v1_3.OFPT_ECHO_REQUEST, length, 0) + data
 
 
-def port_stats_request(datapath: Datapath) -> Message:
-    """Return the request for the counters of all ports."""
-    return datapath.ofproto_parser.OFPPortStatsRequest(datapath, 0, ofproto_v1_3.OFPP_ANY)
+def port_stats_request(datapath: Datapath, port: int = ofproto_v1_3.OFPP_ANY) -> Message:
+    """Return the request for the counters of all ports, or of one, with its transaction id set."""
+    message = datapath.ofproto_parser.OFPPortStatsRequest(datapath, 0, port)
+    datapath.set_xid(message)
+    return message
 
 
 def pair_stats_request(datapath: Datapath) -> Message:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ryu_apps.stats import STALE_AFTER_S, Measurement, unknown
 
 
@@ -70,6 +72,28 @@ class CounterRate:
             unit=self.UNIT,
             reason=f"no counter reply for {age_s:.0f} s" if stale else None,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortCount:
+    """A port's counters at one moment, and how many of the bytes were packet trains of ours."""
+
+    duration_s: float
+    tx_bytes: int
+    rx_bytes: int
+    own_tx_bytes: float
+    own_rx_bytes: float
+
+    def others_since(self, before: PortCount) -> tuple[float, float] | None:
+        """Return the rates (sent, received) of what was not ours; None where counters went back."""
+        seconds = self.duration_s - before.duration_s
+        sent = self.tx_bytes - before.tx_bytes
+        received = self.rx_bytes - before.rx_bytes
+        if seconds <= 0 or sent < 0 or received < 0:
+            return None
+        sent_bytes = max(0.0, sent - (self.own_tx_bytes - before.own_tx_bytes))
+        received_bytes = max(0.0, received - (self.own_rx_bytes - before.own_rx_bytes))
+        return sent_bytes * 8 / seconds, received_bytes * 8 / seconds
 
 
 def available(capacity: Measurement, used: Measurement) -> Measurement:

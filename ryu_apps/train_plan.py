@@ -132,6 +132,14 @@ class TrainPlan:
         if self.estimator.value_bps is None:
             self.estimator.reason = why
 
+    def spoiled(self, now: float, why: str) -> None:
+        """Note that others used the link while a full train crossed it: neither it nor an alarm counts."""
+        self.suspected_bps = None
+        self.full_at = now + RETRY_S
+        self.check_at = max(self.check_at, now + CHECK_RETRY_S)
+        if self.estimator.value_bps is None:
+            self.estimator.reason = why
+
     def started(self, now: float, order: Order) -> None:
         """Note that a train has gone; nothing is due until it is back."""
         if order.check:

@@ -12,16 +12,17 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ryu_apps import openflow, train_frames
-from ryu_apps.capacity import CapacityEstimator, TrainResult, check_rate, train_rate
+from ryu_apps.capacity import CapacityEstimator, TrainResult, check_rate, train_rate, without_cross
 from ryu_apps.discovery import Host, Network, dpid_text, from_host_id, hop_id, to_host_id
 from ryu_apps.monitor import Monitor
 from ryu_apps.options import Options
 from ryu_apps.paths import Hop
 from ryu_apps.probe import Probe
 from ryu_apps.prober import Prober, Stream
+from ryu_apps.rates import PortCount
 from ryu_apps.signals import Change, Signals
 from ryu_apps.train_plan import FRAME_BYTES, Order, Pace, TrainPlan
 
@@ -31,6 +32,9 @@ FIRST_ARRIVAL_S = 2.5
 QUIET_S = 0.3
 IDLE_SHARE = 0.1
 IDLE_FLOOR_BPS = 0.5e6
+IDLE_LEAST_BPS = 0.1e6
+COUNT_S = 0.5
+"""How long to wait for the counters at the end of a train."""
 HOST_PAUSE_S = 1.0
 LINK_PAUSE_S = 10.0
 """The first train waits: for the host's loss to be known, for an operator to configure the link."""
@@ -69,6 +73,11 @@ class _Flight:
     arrivals: dict[int, float] = field(default_factory=dict)
     counted: int = 0
     """The frames that the counters of the far port were told of."""
+    before: PortCount | None = None
+    """What the port that it left from had counted before."""
+    result: TrainResult | None = None
+    """What it told, while the counters of the same moment are awaited."""
+    ended_at: float = 0.0
 
     def is_over(self, now: float) -> bool:
         """Tell whether all markers are back or no more seem to come."""
@@ -156,8 +165,11 @@ class Trains:
 
     def look_after(self, now: float) -> None:
         """Do what is to be done now."""
-        for flight in [flight for flight in self._flights.values() if flight.is_over(now)]:
-            self._finish(now, flight)
+        for flight in list(self._flights.values()):
+            if flight.result is None and flight.is_over(now):
+                self._end(now, flight)
+            elif flight.result is not None and now - flight.ended_at > COUNT_S:
+                self._learn(now, flight, flight.result)
         due = []
         for subject in self._subjects.values():
             order = None if subject.flight is not None else subject.plan.next_train(now)
@@ -207,7 +219,7 @@ class Trains:
     def _busy(self, subject: _Subject, now: float) -> str | None:
         """Say why a link must not be loaded now, None when it may."""
         value = subject.plan.estimator.value_bps
-        limit = IDLE_FLOOR_BPS if value is None else max(IDLE_SHARE * value, 1e5)
+        limit = IDLE_FLOOR_BPS if value is None else max(IDLE_SHARE * value, IDLE_LEAST_BPS)
         for dpid, port in subject.ports:
             switch = self._network.switches.get(dpid)
             if switch is None or openflow.congested(switch.datapath):
@@ -229,6 +241,8 @@ class Trains:
         )
         if isinstance(what, Host):
             switch.datapath.send(train_frames.introduction(what))
+        if not order.check:
+            self._monitor.count(dpid, port, lambda count: setattr(flight, "before", count))
         subject.flight = self._flights[number] = flight
         subject.plan.started(now, order)
         self._monitor.add_own(dpid, port, tx=order.sent_bytes)
@@ -243,6 +257,8 @@ class Trains:
             return
         flight.arrivals.setdefault(sent.number, now)
         self._count_arrived(flight, sent.number)
+        if flight.result is None and len(flight.arrivals) == flight.order.count:
+            self._end(now, flight)
 
     def _count_arrived(self, flight: _Flight, frames: int) -> None:
         """Tell the far port's counters how much of a train it has seen."""
@@ -251,18 +267,49 @@ class Trains:
             self._monitor.add_own(*flight.subject.ports[-1], rx=new_bytes)
             flight.counted = frames
 
-    def _finish(self, now: float, flight: _Flight) -> None:
-        del self._flights[flight.number]
-        subject, order = flight.subject, flight.order
-        subject.flight = None
+    def _end(self, now: float, flight: _Flight) -> None:
+        """Work out what a train told; where it is a rate, make sure that nobody else used the link."""
+        order = flight.order
         if flight.arrivals:
             self._count_arrived(flight, order.count * order.every)
         arrivals = [(index * FRAME_BYTES, at) for index, at in flight.arrivals.items()]
         result: TrainResult = check_rate(arrivals) if order.check else train_rate(arrivals)
-        LOG.debug("train over %s: %s %s", subject.name, order, result)
-        alarms = subject.plan.alarms
-        subject.plan.learn(now, order, result, lost=flight.lost)
-        self.counts["check_alarms"] += subject.plan.alarms - alarms
+        if order.check or result.rate_bps is None or flight.before is None:
+            self._learn(now, flight, result)
+            return
+        flight.result, flight.ended_at = result, now
+        place = train_frames.departure(flight.subject.what)
+        self._monitor.count(*place, lambda after: self._judge(flight, result, after))
+
+    def _judge(self, flight: _Flight, result: TrainResult, after: PortCount) -> None:
+        """Take a train's rate in, unless others used the link much meanwhile; a little is corrected for."""
+        if self._flights.get(flight.number) is not flight:
+            return
+        now, what = self._clock(), flight.subject.what
+        rate_bps = result.rate_bps or 0.0
+        others = None if flight.before is None else after.others_since(flight.before)
+        sent_bps, received_bps = others or (0.0, 0.0)
+        crossing_bps = max(sent_bps, received_bps) if isinstance(what, Host) else sent_bps
+        if crossing_bps > max(IDLE_SHARE * rate_bps, IDLE_LEAST_BPS):
+            self._land(flight)
+            self.counts["train_spoiled"] += 1
+            flight.subject.plan.spoiled(now, f"others sent {crossing_bps / 1e6:.2f} Mbit/s beside the train")
+            return
+        if isinstance(what, Host):
+            result = replace(result, rate_bps=without_cross(rate_bps, received_bps))
+        self._learn(now, flight, result)
+
+    def _learn(self, now: float, flight: _Flight, result: TrainResult) -> None:
+        self._land(flight)
+        LOG.debug("train over %s: %s %s", flight.subject.name, flight.order, result)
+        plan = flight.subject.plan
+        alarms = plan.alarms
+        plan.learn(now, flight.order, result, lost=flight.lost)
+        self.counts["check_alarms"] += plan.alarms - alarms
+
+    def _land(self, flight: _Flight) -> None:
+        self._flights.pop(flight.number, None)
+        flight.subject.flight = None
 
     def _stream(self, what: Host | Hop) -> Stream | None:
         if isinstance(what, Host):

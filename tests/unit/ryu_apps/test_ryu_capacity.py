@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ryu_apps.capacity import CapacityEstimator, train_rate
+from ryu_apps.capacity import CapacityEstimator, train_rate, without_cross
 
 
 def train(
@@ -70,3 +70,10 @@ def test_two_trains_that_agree_replace_what_was_before() -> None:
     assert estimator.unsettled
     estimator.add(6.0, 5.1e6)
     assert estimator.capacity(6.0).value == pytest.approx(5.05e6)
+
+
+@given(st.floats(1e6, 1e8), st.floats(0.0, 0.5))
+def test_a_train_that_shared_its_queue_still_tells_the_capacity(capacity_bps: float, share: float) -> None:
+    cross_bps = share * capacity_bps
+    seen_bps = capacity_bps * capacity_bps / (capacity_bps + cross_bps)
+    assert without_cross(seen_bps, cross_bps) == pytest.approx(capacity_bps)

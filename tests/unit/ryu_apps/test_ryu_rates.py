@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ryu_apps.rates import CounterRate, available
+from ryu_apps.rates import CounterRate, PortCount, available
 from ryu_apps.stats import Measurement, unknown
 
 
@@ -73,6 +73,26 @@ def test_noise_is_smoothed_but_a_doubled_rate_shows_after_two_replies() -> None:
     counter.add(3.0, 3.0, 275_000 + 275_000)
     counter.add(4.0, 4.0, 550_000 + 275_000)
     assert counter.rate(4.0).value == pytest.approx(2_200_000, rel=0.1)
+
+
+def count(at_s: float, sent: int, received: int, own_sent: float = 0, own_received: float = 0) -> PortCount:
+    return PortCount(
+        duration_s=at_s,
+        tx_bytes=sent,
+        rx_bytes=received,
+        own_tx_bytes=own_sent,
+        own_rx_bytes=own_received,
+    )
+
+
+def test_what_others_sent_between_two_counts_leaves_our_trains_out() -> None:
+    before, after = count(1.0, 1_000, 2_000), count(1.5, 64_500, 190_500, 1_000, 1_000)
+    assert after.others_since(before) == (pytest.approx(1e6), pytest.approx(3e6))
+
+
+def test_counters_that_went_back_tell_nothing_of_others() -> None:
+    assert count(2.0, 10, 10).others_since(count(1.0, 500, 500)) is None
+    assert count(1.0, 10, 10).others_since(count(1.0, 0, 0)) is None
 
 
 def test_available_is_what_is_left_and_never_negative() -> None:
