@@ -33,6 +33,8 @@ CHECK_SPREAD_S = 0.040
 CHECK_RETRY_S = 0.5
 NOISE_S = 0.004
 """What a busy machine may add to or take from the spread of a train."""
+STALL_S = 0.060
+"""A train that differs by less may have met a machine that stood still."""
 HOLDS_SHARE = 0.3
 DRIFT_SHARE = 0.12
 CONFIRMS_SHARE = 0.3
@@ -89,6 +91,8 @@ class TrainPlan:
     alarms: int = 0
     _alarm_after: float = 0.0
     _alarm_pause_s: float = ALARM_PAUSE_S
+    _confirmed: bool = False
+    """Whether a full train has said the same as the check."""
     _missed: bool = False
     """Whether the last check told nothing: only the first of those is repeated soon."""
     _ratios: deque[float] = field(default_factory=lambda: deque(maxlen=5))
@@ -188,7 +192,7 @@ class TrainPlan:
         self._alarm_after = now + self._alarm_pause_s
         self._alarm_pause_s = min(MAX_ALARM_PAUSE_S, 2 * self._alarm_pause_s)
         self.alarms += 1
-        self.suspected_bps = rate_bps
+        self.suspected_bps, self._confirmed = rate_bps, False
         self.frames = _between(MIN_FRAMES, _frames(rate_bps, SPREAD_S), MAX_FRAMES)
         self.request(now)
 
@@ -196,8 +200,10 @@ class TrainPlan:
 
     def _learn_full(self, now: float, result: TrainResult, lost: float) -> None:
         if result.rate_bps is not None:
-            self._take(now, result.rate_bps * (1 - lost))
             self.frames = _between(MIN_FRAMES, _frames(result.rate_bps, SPREAD_S), MAX_FRAMES)
+            if not self._take(now, result.rate_bps * (1 - lost), result.dispersion_s):
+                self.full_at = now
+                return
         elif self._is_too_short(result) and self.frames < MAX_FRAMES:
             growth = min(MAX_GROWTH, max(1.5, SPREAD_S * 0.7 / max(result.dispersion_s, 1e-3)))
             self.frames = _between(MIN_FRAMES, self.frames * growth, MAX_FRAMES)
@@ -211,20 +217,34 @@ class TrainPlan:
             return
         elif self.estimator.value_bps is None:
             self.estimator.reason = result.reason or "the train told nothing"
-        self.suspected_bps = None
+        self.suspected_bps, self._confirmed = None, False
         self.full_at = now + self._pause_s()
         if self.estimator.value_bps is not None:
             self.check_at = min(self.check_at, now + self._check_pause_s())
 
-    def _take(self, now: float, rate_bps: float) -> None:
-        """Take a measured rate in; one that confirms a check train's alarm replaces the older ones."""
+    def _take(self, now: float, rate_bps: float, dispersion_s: float) -> bool:
+        """Take a measured rate in; tell whether it needs no other train at once to confirm it.
+
+        One that confirms a check train's alarm replaces the older ones: at once if the train was late (or
+        early) by more than a busy machine could be to blame for, else if a second one says the same.
+        """
         value, suspected = self.estimator.value_bps, self.suspected_bps
         changed = value is not None and not agree(rate_bps, value, self.estimator.agreement)
-        if changed and suspected is not None and agree(rate_bps, suspected, CONFIRMS_SHARE):
-            self.estimator.replace(now, rate_bps)
-            self._alarm_pause_s, self._alarm_after = ALARM_PAUSE_S, now
-        else:
+        if (
+            value is None
+            or not changed
+            or suspected is None
+            or not agree(rate_bps, suspected, CONFIRMS_SHARE)
+        ):
             self.estimator.add(now, rate_bps)
+            return True
+        late_s = abs(dispersion_s - dispersion_s * rate_bps / value)
+        if late_s < STALL_S and not self._confirmed:
+            self._confirmed, self.suspected_bps = True, rate_bps
+            return False
+        self.estimator.replace(now, rate_bps)
+        self._alarm_pause_s, self._alarm_after = ALARM_PAUSE_S, now
+        return True
 
     def _again(self, now: float) -> None:
         self.hurry -= 1

@@ -33,7 +33,8 @@ class Link:
         self.plan = TrainPlan(pace=self.pace, full_at=1.0)
 
     def run(self, until: float) -> None:
-        now, step_s = 0.0, 0.05
+        """Let time pass, from where it was."""
+        now, step_s = self.values[-1][0] if self.values else 0.0, 0.05
         while now < until:
             order = self.plan.next_train(now)
             if order is not None:
@@ -173,3 +174,18 @@ def test_no_train_goes_when_they_are_switched_off() -> None:
     link = Link(lambda now: 16e6, pace=Pace(interval_s=0.0, check_interval_s=1.5, check_share=0.03))
     link.run(30.0)
     assert link.sent == []
+
+
+def test_one_full_train_that_a_stall_held_up_like_the_check_before_it_changes_nothing() -> None:
+    stalled_until = 10.0
+
+    def late(now: float, order: Order, at: float) -> float:
+        return now + 1.8 * (at - now) if 8.0 < now < stalled_until else at
+
+    link = Link(lambda now: 40e6, disturb=late)
+    link.run(8.0)
+    alarm_at = next(at for at in (8.0 + step * 0.05 for step in range(100)) if at >= link.plan.check_at)
+    stalled_until = alarm_at + 0.45
+    link.run(30.0)
+    assert link.plan.alarms >= 1
+    assert {round(value / 40e6, 1) for _, value in link.values if value is not None} == {1.0}
