@@ -67,16 +67,21 @@ def quantile(values: Iterable[float], share: float) -> float:
 
 
 class DelayEstimator:
-    """Smooth delay samples: a low percentile over a short window, then EWMA.
+    """Smooth delay samples: what most packets see now, then EWMA.
 
-    The percentile drops what queues and schedulers add; the window is short so that a doubled delay shows
-    within three seconds at ten samples a second. Jitter is the mean absolute difference of consecutive
-    samples, smoothed by 1/16 (RFC 3550, section 6.4.1).
+    A low percentile over a short window drops what schedulers add to some probes, but also a queue that
+    comes and goes, which packets do meet. So the value is the 40th percentile less `NOISE_S`, what schedulers
+    add to it on an idle link, and at least the 20th. Medians would be too much: the skewed noise of several
+    links adds up to more in a sum of medians than in the median of a path. The window is short so that a
+    doubled delay shows within three seconds. Jitter is the mean absolute difference of consecutive samples,
+    smoothed by 1/16 (RFC 3550, section 6.4.1).
     """
 
     WINDOW_S = 2.0
-    SHARE = 0.2
-    SMOOTHING_S = 0.3
+    SHARE = 0.4
+    LEAST_SHARE = 0.2
+    NOISE_S = 0.0003
+    SMOOTHING_S = 0.2
 
     def __init__(self, *, source: str) -> None:
         self.source = source
@@ -95,13 +100,17 @@ class DelayEstimator:
         self._window.append((now, delay_s))
         while self._window[0][0] < now - self.WINDOW_S:
             self._window.popleft()
-        low = quantile((sample for _, sample in self._window), self.SHARE)
+        typical = self._typical()
         if self._value is None or gap_s > STALE_AFTER_S:
-            self._value = low
+            self._value = typical
         else:
-            self._value += (low - self._value) * (1 - math.exp(-gap_s / self.SMOOTHING_S))
+            self._value += (typical - self._value) * (1 - math.exp(-gap_s / self.SMOOTHING_S))
         self._last = (now, delay_s)
         self._count += 1
+
+    def _typical(self) -> float:
+        ordered = sorted(sample for _, sample in self._window)
+        return max(quantile(ordered, self.LEAST_SHARE), quantile(ordered, self.SHARE) - self.NOISE_S)
 
     def _add_jitter(self, delay_s: float, gap_s: float) -> None:
         if self._last is None or gap_s > STALE_AFTER_S:
