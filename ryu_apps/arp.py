@@ -97,14 +97,17 @@ class ArpProxy:
         """Ask for hosts that vanished with their port, once it is an edge port again."""
         for host in list(self._network.lost_hosts.values()):
             if self._network.is_edge(now, *host.place):
-                switch = self._network.switches[host.dpid]
-                self._send_question(switch, switch.ports[host.port], packets.ip_bytes(host.ip))
+                self.ask_at(host.place, packets.ip_bytes(host.ip))
 
     def ask_for_claimed(self, now: float) -> None:
         """Ask where an address was claimed whose host has fallen silent: it may have moved there."""
         for ip, claim in self._network.open_claims(now):
-            switch = self._network.switches[claim.dpid]
-            self._send_question(switch, switch.ports[claim.port], packets.ip_bytes(ip))
+            self.ask_at((claim.dpid, claim.port), packets.ip_bytes(ip))
+
+    def ask_at(self, place: tuple[int, int], wanted: bytes) -> None:
+        """Ask for an address at one edge port."""
+        switch = self._network.switches[place[0]]
+        self._send_question(switch, switch.ports[place[1]], wanted)
 
     @staticmethod
     def _send_question(switch: Switch, port: Port, wanted: bytes) -> None:

@@ -29,6 +29,8 @@ RETRY_S = 1.0
 IMPROVE_DELAY_S = 3.0
 BETTER_SHARE = 0.8
 """A path gives way to a better one only if that costs less than this share of it."""
+RECONNECTED_S = 5.0
+"""The links of a switch have all shown this long after it connected."""
 UNMEASURED_DRAIN_S = 0.5
 """How long packets may be on a link whose delay is not known."""
 
@@ -47,6 +49,7 @@ class Forwarding:
         arp: ArpProxy,
         clock: Callable[[], float],
         sleep: Callable[[float], None],
+        first_number: int = 1,
     ) -> None:
         self._network = network
         self._signals = signals
@@ -54,7 +57,12 @@ class Forwarding:
         self._arp = arp
         self._clock = clock
         self._sleep = sleep
-        self._routes = Routes(network.switches, delay_into_s=self._delay_into_s, installed=self._installed)
+        self._routes = Routes(
+            network.switches,
+            delay_into_s=self._delay_into_s,
+            installed=self._installed,
+            first_number=first_number,
+        )
         self._pinned: dict[Flow, Hops] = {}
         self._unsent: set[Route] = set()
         self._refresh_at: float | None = None
@@ -62,7 +70,7 @@ class Forwarding:
         self.counts: Counter[str] = Counter()
         signals.connect(Change.LINK_DOWN, lambda hop: self._soon(improve=False))
         signals.connect(Change.LINK_UP, lambda hop: self._soon(improve=True))
-        signals.connect(Change.SWITCH_UP, self._switch_up)
+        signals.connect(Change.SWITCH_UP, self.begin_anew)
         signals.connect(Change.SWITCH_DOWN, lambda switch: self._forget_rules(switch.dpid))
         signals.connect(Change.HOST_LEARNED, self._host_learned)
         signals.connect(Change.HOST_MOVED, lambda host: self._soon(improve=False))
@@ -70,7 +78,8 @@ class Forwarding:
 
     # Switches and hosts that come and go.
 
-    def _switch_up(self, switch: Switch) -> None:
+    def begin_anew(self, switch: Switch) -> None:
+        """Write the rules that every switch has, and those of its routes again."""
         for message in openflow.base_rules(switch.datapath):
             switch.datapath.send_msg(message)
         switch.datapath.send_msg(openflow.barrier(switch.datapath))
@@ -296,12 +305,27 @@ class Forwarding:
     # Leading routes.
 
     def _lead(self, now: float, route: Route, hops: Hops | None) -> None:
-        """Begin to lead a route over a way; without one, take its rules off."""
+        """Begin to lead a route over a way; without one, take its rules off.
+
+        They stay where links are missing only because their switches are not, or just, connected.
+        """
         src, dst = self._network.hosts[route.flow.src], self._network.hosts[route.flow.dst]
-        if hops is None or src.place == dst.place:
+        if hops is None and self._may_work(route):
+            self._routes.give_up(route)
+        elif hops is None or src.place == dst.place:
             self._routes.clear(route)
         else:
             self._routes.install(now, route, Way(start=src.place, hops=hops, end=dst.place))
+
+    def _may_work(self, route: Route) -> bool:
+        """Tell whether every link of a way that is missing lacks its switch's connection, not its cable."""
+        since = self._clock() - RECONNECTED_S
+        settled = {
+            switch.dpid for switch in self._network.switches.values() if switch.connected_since < since
+        }
+        return route.way is not None and all(
+            self._network.has_hop(hop) or not {hop.src, hop.dst} <= settled for hop in route.way.hops
+        )
 
     def _installed(self, route: Route) -> None:
         if not route.complete:  # a switch lost its rules meanwhile
@@ -355,6 +379,19 @@ class Forwarding:
         """Return the way that a flow takes now, None when no rules of its own lead it all the way."""
         route = self._routes.get(flow)
         return route.way.hops if route is not None and route.way and self._is_intact(route) else None
+
+    # For taking over switches.
+
+    def owns(self, dpid: int, cookie: int) -> bool:
+        """Tell whether a rule of a switch belongs to a route of this run."""
+        return self._routes.owns(dpid, cookie)
+
+    def restore(self, flow: Flow) -> bool:
+        """Begin to lead a pair by rules of this run, if it can be led now; tell whether it is led."""
+        if not {flow.src, flow.dst} <= self._network.hosts.keys() or self._target(flow) is None:
+            return False
+        self._ensure(flow)
+        return True
 
     # For the northbound side.
 

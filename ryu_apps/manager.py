@@ -115,11 +115,15 @@ class NetworkManager(app_manager.RyuApp):  # type: ignore[misc]
     def _rules_arrived(self, event: Any) -> None:
         message = event.msg
         more = bool(message.flags & ofproto_v1_3.OFPMPF_REPLY_MORE)
-        self._parts.flow_counters.replied(message.datapath.id, message.body, more=more)
+        if self._is_current(message.datapath):
+            self._parts.rules_arrived(
+                event.timestamp, message.datapath.id, message.xid, message.body, more=more
+            )
 
     @set_ev_cls(ofp_event.EventOFPDescStatsReply, MAIN_DISPATCHER)
     def _description_arrived(self, event: Any) -> None:
-        self._parts.flow_counters.described(event.msg.datapath.id, event.msg.body.hw_desc)
+        if self._is_current(event.msg.datapath):
+            self._parts.flow_counters.described(event.msg.datapath.id, event.msg.body.hw_desc)
 
     @set_ev_cls(ofp_event.EventOFPBarrierReply, MAIN_DISPATCHER)
     def _barrier_arrived(self, event: Any) -> None:

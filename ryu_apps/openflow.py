@@ -129,7 +129,7 @@ def _to_controller(datapath: Datapath, max_bytes: int) -> list[Any]:
 
 
 def base_rules(datapath: Datapath) -> list[Message]:
-    """Return what makes a switch ours: no rule but those for measuring, ARP and first packets."""
+    """Return the rules for measuring, ARP and first packets; writing them again changes nothing."""
     whole = ofproto_v1_3.OFPCML_NO_BUFFER
     ipv4 = {"eth_type": packets.ETHERTYPE_IPV4}
 
@@ -138,7 +138,6 @@ def base_rules(datapath: Datapath) -> list[Message]:
 
     probes = {**ipv4, "ip_proto": packets.PROTOCOL_UDP, "ipv4_dst": packets.ip_text(probe.PROBE_IP)}
     return [
-        delete_all(datapath),
         rule(PRIORITY_CONTROL, probes, _to_controller(datapath, PROBE_BYTES)),
         rule(
             PRIORITY_CONTROL,
@@ -204,6 +203,42 @@ def _match(flow: Flow, in_port: int) -> dict[str, Any]:
     if part.dscp is not None:
         match["ip_dscp"] = part.dscp
     return match
+
+
+def all_rules_request(datapath: Datapath) -> Message:
+    """Return the request for all rules of a switch, with its transaction id set."""
+    request = datapath.ofproto_parser.OFPFlowStatsRequest(
+        datapath,
+        table_id=ofproto_v1_3.OFPTT_ALL,
+        out_port=ofproto_v1_3.OFPP_ANY,
+        out_group=ofproto_v1_3.OFPG_ANY,
+    )
+    datapath.set_xid(request)
+    return request
+
+
+def delete_entry(datapath: Datapath, entry: Any) -> Message:
+    """Return the message that removes exactly one rule of a list of rules."""
+    return datapath.ofproto_parser.OFPFlowMod(
+        datapath=datapath,
+        table_id=entry.table_id,
+        command=ofproto_v1_3.OFPFC_DELETE_STRICT,
+        priority=entry.priority,
+        out_port=ofproto_v1_3.OFPP_ANY,
+        out_group=ofproto_v1_3.OFPG_ANY,
+        match=entry.match,
+        instructions=[],
+    )
+
+
+def is_ours(cookie: int) -> bool:
+    """Tell whether a rule is of this controller, of this run or another."""
+    return cookie >> 48 == COOKIE_BASE >> 48
+
+
+def is_pair(cookie: int) -> bool:
+    """Tell whether a rule carries the packets of hosts."""
+    return cookie & COOKIE_KIND_MASK == COOKIE_PAIR
 
 
 def _delete(datapath: Datapath, *, match: dict[str, Any], command: int, priority: int) -> Message:

@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from ryu_apps import packets, probe
 from ryu_apps.arp import ArpProxy
@@ -26,6 +27,7 @@ from ryu_apps.options import Options
 from ryu_apps.probe import Kind
 from ryu_apps.prober import Prober
 from ryu_apps.signals import Signals
+from ryu_apps.takeover import Takeover
 from ryu_apps.trains import Trains
 from ryu_apps.views import Views
 from ryu_apps.watcher import Watcher
@@ -66,8 +68,15 @@ class Parts:
         )
         self.arp = ArpProxy(self.network, signals)
         self.forwarding = Forwarding(
-            self.network, signals, prober=self.prober, arp=self.arp, clock=clock, sleep=sleep
+            self.network,
+            signals,
+            prober=self.prober,
+            arp=self.arp,
+            clock=clock,
+            sleep=sleep,
+            first_number=int.from_bytes(key[2:6], "big"),
         )
+        self.takeover = Takeover(self.network, signals, arp=self.arp, forwarding=self.forwarding)
         self.views = Views(
             network=self.network,
             prober=self.prober,
@@ -85,6 +94,7 @@ class Parts:
             prober=self.prober,
             trains=self.trains,
             arp=self.arp,
+            takeover=self.takeover,
             views=self.views,
             clock=clock,
             sleep=sleep,
@@ -108,6 +118,7 @@ class Parts:
             **{f"probes_{name}": value for name, value in self.prober.counts.items()},
             **{f"forwarding_{name}": value for name, value in self.forwarding.counts.items()},
             **{f"flow_counters_{name}": value for name, value in self.flow_counters.counts.items()},
+            **{f"takeover_{name}": value for name, value in self.takeover.counts.items()},
             **{f"arp_{name}": value for name, value in self.arp.counts.items()},
             **{f"connections_{name}": value for name, value in self.connection_counts.items()},
             **{name: float(value) for name, value in self.trains.counts.items()},
@@ -126,6 +137,15 @@ class Parts:
         elif earlier is not None:
             self.connection_counts["replaced_switches"] += 1
             earlier.datapath.close()
+
+    def rules_arrived(
+        self, now: float, dpid: int, transaction: int, entries: list[Any], *, more: bool
+    ) -> None:
+        """Hand a list of rules, or a part of one, to whoever asked for it."""
+        if self.takeover.awaits(dpid, transaction):
+            self.takeover.listed(now, dpid, entries, more=more)
+        else:
+            self.flow_counters.replied(dpid, entries, more=more)
 
     def packet_arrived(self, now: float, frame: bytes, dpid: int, port: int) -> None:
         """Take a packet that a switch sent up; malformed ones and floods are counted and ignored."""

@@ -77,15 +77,19 @@ class Routes:
         *,
         delay_into_s: Callable[[Place], float],
         installed: Callable[[Route], None],
+        first_number: int,
     ) -> None:
-        """Write to `switches`; `delay_into_s` says how long packets may be on the link into a place."""
+        """Write to `switches`; `delay_into_s` says how long packets may be on the link into a place.
+
+        Cookies count from `first_number`, so that rules of another run are told apart.
+        """
         self._switches = switches
         self._delay_into_s = delay_into_s
         self._tell_installed = installed
         self._routes: dict[Flow, Route] = {}
         self._barriers: dict[tuple[int, int], Route] = {}
         self._draining: set[Route] = set()
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(first_number)
 
     def __iter__(self) -> Iterator[Route]:
         return iter(list(self._routes.values()))
@@ -207,6 +211,13 @@ class Routes:
             switch = self._switches.get(place[0])
             if switch is not None:
                 switch.datapath.send_msg(openflow.delete_flow(switch.datapath, route.flow, in_port=place[1]))
+
+    def owns(self, dpid: int, cookie: int) -> bool:
+        """Tell whether a route has rules with this cookie on a switch."""
+        return any(
+            route.cookie == cookie and any(place[0] == dpid for place in route.rules)
+            for route in self._routes.values()
+        )
 
     def forget_switch(self, dpid: int) -> None:
         """Note that a switch has none of our rules any more."""

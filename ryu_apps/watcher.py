@@ -12,6 +12,7 @@ from ryu_apps.paths import LinkValues
 from ryu_apps.prober import Prober
 from ryu_apps.signals import Change, Signals
 from ryu_apps.stats import moved
+from ryu_apps.takeover import Takeover
 from ryu_apps.trains import Trains
 from ryu_apps.views import Views
 
@@ -33,6 +34,7 @@ class Watcher:
         prober: Prober,
         trains: Trains,
         arp: ArpProxy,
+        takeover: Takeover,
         views: Views,
         clock: Callable[[], float],
         sleep: Callable[[float], None],
@@ -43,6 +45,7 @@ class Watcher:
         self._prober = prober
         self._trains = trains
         self._arp = arp
+        self._takeover = takeover
         self._views = views
         self._clock = clock
         self._sleep = sleep
@@ -57,6 +60,7 @@ class Watcher:
             self._network.forget_silent(now, self._host_timeout_s)
             self._arp.ask_for_lost(now)
             self._arp.ask_for_claimed(now)
+            self._takeover.look_after(now)
             self._compare(self._views.all_values())
 
     def _compare(self, links: dict[str, LinkValues]) -> None:

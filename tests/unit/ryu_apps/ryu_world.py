@@ -57,6 +57,9 @@ class FakeSwitch:
     send_q: Any = field(default_factory=Queue)
     rules: dict[tuple[int, frozenset[Any]], int] = field(default_factory=dict)
     """Output port by priority and match."""
+    table: dict[tuple[int, frozenset[Any]], Any] = field(default_factory=dict)
+    """The message that wrote each rule, those for measuring included."""
+    lists_rules: bool = True
     transactions: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     answers_barriers: bool = True
     heard_at: float = 0.0
@@ -78,10 +81,27 @@ class FakeSwitch:
                 )
         elif isinstance(message, ofproto_v1_3_parser.OFPFlowMod):
             self._change(message)
+        elif isinstance(message, ofproto_v1_3_parser.OFPFlowStatsRequest) and self.lists_rules:
+            entries = [
+                rule
+                for rule in self.table.values()
+                if not (rule.cookie ^ message.cookie) & message.cookie_mask
+            ]
+            self.world.mail.append(
+                lambda: self.world.parts.rules_arrived(
+                    self.world.now, self.id, message.xid, entries, more=False
+                )
+            )
 
     def _change(self, message: Any) -> None:
         rule = message.priority, frozenset(message.match.items())
         match = dict(rule[1])
+        if message.command == ofproto_v1_3.OFPFC_DELETE:
+            self.table.clear()
+        elif message.command == ofproto_v1_3.OFPFC_DELETE_STRICT:
+            self.table.pop(rule, None)
+        else:
+            self.table[rule] = message
         if message.command == ofproto_v1_3.OFPFC_DELETE:
             self.rules.clear()
         elif "ipv4_src" in match:
@@ -150,9 +170,19 @@ class World:
     def _sleep(self, seconds: float) -> None:
         raise AssertionError("no loop runs in these tests")
 
-    def join(self, dpid: int) -> None:
-        """Connect a switch."""
+    def restart(self, key: bytes) -> None:
+        """Let another controller take the place of this one; the switches keep their rules."""
+        self.mail.clear()
+        self.parts = Parts(OPTIONS, key=key, clock=lambda: self.now, sleep=self._sleep)
+        for dpid in list(self.switches):
+            self.join(dpid, keep_rules=True)
+
+    def join(self, dpid: int, *, keep_rules: bool = False) -> None:
+        """Connect a switch, an empty one or that which was there."""
+        old = self.switches.get(dpid)
         switch = self.switches[dpid] = FakeSwitch(id=dpid, world=self)
+        if keep_rules and old is not None:
+            switch.rules, switch.table = old.rules, old.table
         ends = [next(iter(cable - {dpid})) for cable in self.cables if dpid in cable]
         ports = {
             number: Port(number=number, name=f"s{dpid}.{number}", up=True, since=self.now)
@@ -178,6 +208,8 @@ class World:
             self.deliver()
             self.parts.forwarding.look_after(self.now)
             self.parts.prober.drop_dead_links(self.now)
+            if int(2 * self.now) != int(2 * (self.now - step_s)):
+                self.parts.takeover.look_after(self.now)
             self.deliver()
 
     def _echo_switches(self) -> None:

@@ -92,7 +92,9 @@ class Net:
             dpid: Switch(dpid=dpid, name="", datapath=switch, connected_since=0.0)
             for dpid, switch in self.switches.items()
         }
-        self.routes = Routes(joined, delay_into_s=self.delay_into_s, installed=lambda route: None)
+        self.routes = Routes(
+            joined, delay_into_s=self.delay_into_s, installed=lambda route: None, first_number=1
+        )
         self.arrived: Counter[int] = Counter()
         self.lost: list[str] = []
 
