@@ -80,3 +80,10 @@ class OverloadedError(RequestError):
 
     status = 503
     title = "Service Unavailable"
+
+
+class ConflictError(RequestError):
+    """A request that the state of things forbids now."""
+
+    status = 409
+    title = "Conflict"

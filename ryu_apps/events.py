@@ -85,8 +85,7 @@ def _host(host: Host) -> dict[str, Any]:
 
 def _path(path: tuple[Flow, list[str]]) -> dict[str, Any]:
     flow, links = path
-    part = None if flow.traffic_class is None else flow.traffic_class.as_json()
-    return {"src": flow.src, "dst": flow.dst, "traffic_class": part, "links": links}
+    return {**flow.as_json(), "links": links}
 
 
 _DESCRIPTIONS: dict[Change, Callable[[Any], dict[str, Any]]] = {
@@ -103,5 +102,6 @@ _DESCRIPTIONS: dict[Change, Callable[[Any], dict[str, Any]]] = {
     Change.HOST_LOST: _host,
     Change.HOST_CONFLICT: _host,
     Change.PATH_INSTALLED: _path,
+    Change.PIN_CHANGED: dict,
     Change.METRIC_CHANGED: dict,
 }

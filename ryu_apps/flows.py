@@ -74,6 +74,15 @@ class Flow:
         names = () if self.traffic_class is None else self.traffic_class.as_json().items()
         return " ".join([f"{self.src} -> {self.dst}", *(f"{name} {value}" for name, value in names)])
 
+    def as_json(self) -> dict[str, object]:
+        """Return the flow as the northbound API shows it."""
+        part = self.traffic_class
+        return {
+            "src": self.src,
+            "dst": self.dst,
+            "traffic_class": None if part is None else part.as_json(),
+        }
+
     @property
     def pair(self) -> Flow:
         """Return the flow of all packets of the pair."""

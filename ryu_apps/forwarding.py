@@ -64,6 +64,7 @@ class Forwarding:
             first_number=first_number,
         )
         self._pinned: dict[Flow, Hops] = {}
+        self._pinned_by: dict[Flow, str] = {}
         self._unsent: set[Route] = set()
         self._refresh_at: float | None = None
         self._improve_at: float | None = None
@@ -338,14 +339,15 @@ class Forwarding:
 
     # For steering.
 
-    def steer(self, flow: Flow, hops: Hops) -> None:
+    def steer(self, flow: Flow, hops: Hops, *, by: str) -> None:
         """Lead a flow over a way from now on, whenever its links are up and its hosts known."""
-        self._pinned[flow] = hops
+        self._pinned[flow], self._pinned_by[flow] = hops, by
         self._apply(flow)
 
     def release(self, flow: Flow) -> None:
         """Lead a flow over its default way again."""
         self._pinned.pop(flow, None)
+        self._pinned_by.pop(flow, None)
         if flow.traffic_class is None:
             if self._routes.get(flow) is not None:
                 self._apply(flow)
@@ -405,6 +407,13 @@ class Forwarding:
         if hops is None:
             hops = self._target(flow, costs)
         return None if hops is None else self.link_ids(flow, hops)
+
+    def chosen_by(self, src: str, dst: str, links: list[str] | None) -> str:
+        """Return who chose these links for a pair: "default" or its pin."""
+        flow = Flow(src=src, dst=dst)
+        pinned = self._pinned.get(flow)
+        is_pinned = pinned is not None and links == self.link_ids(flow, pinned)
+        return self._pinned_by[flow] if is_pinned else "default"
 
     def link_ids(self, flow: Flow, hops: Hops) -> list[str]:
         """Return the ids of the links of a way between known hosts, those of the hosts included."""

@@ -46,7 +46,12 @@ class NetworkManager(app_manager.RyuApp):  # type: ignore[misc]
         self._door = Door(self, self._parts.connection_counts)
         self._door.open()
         api = Api(
-            access=rules, views=self._parts.views, events=self._parts.events, metrics=self._parts.metrics
+            steering=self._parts.steering,
+            pin_views=self._parts.pin_views,
+            access=rules,
+            views=self._parts.views,
+            events=self._parts.events,
+            metrics=self._parts.metrics,
         )
         kwargs["wsgi"].register(NorthboundController, api)
 

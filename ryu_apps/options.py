@@ -40,6 +40,7 @@ _OPTIONS = [
         help="ask for real-time scheduling, so that a busy machine does not look like slow links",
     ),
     cfg.StrOpt("capacities", default=None, help="JSON file that keeps configured capacities over a restart"),
+    cfg.StrOpt("pins", default=None, help="JSON file that keeps pinned paths over a restart"),
     cfg.StrOpt(
         "northbound-token-file",
         default=None,
@@ -64,6 +65,7 @@ class Options:
     check_share: float
     host_timeout_s: float
     capacities_file: str | None
+    pins_file: str | None = None
     token_file: str | None = None
     open_reads: bool = False
     northbound_host: str = "127.0.0.1"
@@ -108,6 +110,7 @@ def read() -> Options:
         check_share=conf.check_share,
         host_timeout_s=conf.host_timeout,
         capacities_file=conf.capacities,
+        pins_file=conf.pins,
         token_file=conf.northbound_token_file,
         open_reads=conf.northbound_open_reads,
         northbound_host=conf.wsapi_host,

@@ -24,9 +24,12 @@ from ryu_apps.limits import PortLimits
 from ryu_apps.metrics import Metrics
 from ryu_apps.monitor import Monitor
 from ryu_apps.options import Options
+from ryu_apps.pin_views import PinViews
+from ryu_apps.pins import PinFile
 from ryu_apps.probe import Kind
 from ryu_apps.prober import Prober
 from ryu_apps.signals import Signals
+from ryu_apps.steering import Steering
 from ryu_apps.takeover import Takeover
 from ryu_apps.trains import Trains
 from ryu_apps.views import Views
@@ -87,6 +90,21 @@ class Parts:
             capacities=capacities,
             clock=clock,
         )
+        self.steering = Steering(
+            self.network,
+            signals,
+            forwarding=self.forwarding,
+            link_values=self.views.all_values,
+            file=PinFile(options.pins_file),
+            clock=clock,
+            sleep=sleep,
+        )
+        self.pin_views = PinViews(
+            network=self.network,
+            forwarding=self.forwarding,
+            steering=self.steering,
+            link_values=self.views.all_values,
+        )
         self.watcher = Watcher(
             network=self.network,
             signals=signals,
@@ -109,8 +127,8 @@ class Parts:
 
     def loops(self) -> list[Callable[[], None]]:
         """Return the loops that must run, each in a thread of its own."""
-        parts = (self.prober, self.monitor, self.flow_counters, self.trains, self.forwarding, self.watcher)
-        return [part.run for part in parts]
+        measuring = (self.prober, self.monitor, self.flow_counters, self.trains, self.watcher)
+        return [part.run for part in (*measuring, self.forwarding, self.steering)]
 
     def counts(self) -> dict[str, float]:
         """Return what was counted since the start, by name."""
@@ -121,6 +139,7 @@ class Parts:
             **{f"takeover_{name}": value for name, value in self.takeover.counts.items()},
             **{f"arp_{name}": value for name, value in self.arp.counts.items()},
             **{f"connections_{name}": value for name, value in self.connection_counts.items()},
+            **{f"steering_{name}": value for name, value in self.steering.counts.items()},
             **{name: float(value) for name, value in self.trains.counts.items()},
             **{f"flooded_{name}": value for name, value in self._limits.counts.items()},
             "malformed_packets": self._malformed,

@@ -23,6 +23,7 @@ class Change(StrEnum):
     HOST_LOST = "host_lost"  # Host
     HOST_CONFLICT = "host_conflict"  # Host as another place claims it, while it answers where it is
     PATH_INSTALLED = "path_installed"  # (Flow, link ids)
+    PIN_CHANGED = "pin_changed"  # dict for the event stream
     METRIC_CHANGED = "metric_changed"  # dict for the event stream
 
 

@@ -204,6 +204,7 @@ class Views:
                 "src": src,
                 "dst": dst,
                 "links": known,
+                "chosen_by": self._forwarding.chosen_by(src, dst, links),
                 **{metric: getattr(path, metric).as_json() for metric in METRICS},
             }
 

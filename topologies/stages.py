@@ -112,6 +112,7 @@ def start_controller(scenario: Scenario, journal: Journal) -> Component:
         "--ofp-listen-host", "127.0.0.1", "--ofp-tcp-listen-port", str(network.openflow_port),
         "--wsapi-host", "127.0.0.1", "--wsapi-port", str(network.northbound_port),
         "--northbound-token-file", str(controller_token.make(network.prefix)),
+        "--pins", str(journal.directory / "pins.json"),
         str(REPOSITORY / "ryu_apps" / "manager.py"),
     ]  # fmt: skip
     controller = Component("controller", command, journal)

@@ -8,7 +8,7 @@ from ryu.lib import hub
 from ryu_apps.errors import BadRequestError, NotFoundError
 from ryu_apps.northbound.http import address_parameter, document
 from ryu_apps.northbound.routes import BASE, Answer, Api, Parameter, Request, Route
-from ryu_apps.northbound.schemas import IPV4, METRICS, TIME, Schema, listing, record, ref
+from ryu_apps.northbound.schemas import IPV4, METRICS, TEXT, TIME, Schema, listing, record, ref
 
 PATHS_PER_BREATH = 25
 """So many paths are computed before the controller's other work gets its turn."""
@@ -36,8 +36,14 @@ def _paths(api: Api, request: Request) -> Response:
 SCHEMAS: dict[str, Schema] = {
     "Path": {
         "type": "object",
-        "properties": {"src": IPV4, "dst": IPV4, "links": listing(ref("LinkId")), **METRICS},
-        "required": ["src", "dst", "links", *METRICS],
+        "properties": {
+            "src": IPV4,
+            "dst": IPV4,
+            "links": listing(ref("LinkId")),
+            "chosen_by": TEXT,
+            **METRICS,
+        },
+        "required": ["src", "dst", "links", "chosen_by", *METRICS],
     },
     "Paths": record(generated_at=TIME, paths=listing(ref("Path"))),
 }

@@ -16,6 +16,8 @@ from ryu_apps.errors import MethodNotAllowedError, NotFoundError, RequestError
 from ryu_apps.events import EventStream
 from ryu_apps.metrics import Metrics
 from ryu_apps.northbound.http import problem
+from ryu_apps.pin_views import PinViews
+from ryu_apps.steering import Steering
 from ryu_apps.views import Views
 
 BASE = "/northbound/v1"
@@ -33,6 +35,8 @@ class Api:
     views: Views
     events: EventStream
     metrics: Metrics
+    steering: Steering
+    pin_views: PinViews
 
 
 Handler = Callable[..., Response]

@@ -43,6 +43,8 @@ class Client:
             Api(
                 access=Access(token=TOKEN, reads_need_token=False),
                 views=parts.views,
+                steering=parts.steering,
+                pin_views=parts.pin_views,
                 events=parts.events,
                 metrics=parts.metrics,
             ),

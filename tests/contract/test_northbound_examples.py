@@ -13,6 +13,7 @@ import pytest
 from northbound_client import BASE, H1, H4, LINK, TOKEN, Client, World
 
 from ryu_apps.events import MAX_QUEUED, Reader
+from ryu_apps.pins import read_wish
 from ryu_apps.signals import Change
 
 EXAMPLES = Path(__file__).parent / "northbound_examples"
@@ -169,6 +170,7 @@ def test_every_event_has_the_shape_of_its_example() -> None:
     world.deliver()
     world.say(H1, H4)
     world.deliver()
+    world.parts.steering.create(read_wish({"src": H1, "dst": H4, "objective": "delay"}))
     world.host(H1, 2, 12)
     for _ in range(2):
         world.say_arp(H1, H4)

@@ -207,6 +207,7 @@ class World:
             self._echo_switches()
             self.deliver()
             self.parts.forwarding.look_after(self.now)
+            self.parts.steering.look_after(self.now)
             self.parts.prober.drop_dead_links(self.now)
             if int(2 * self.now) != int(2 * (self.now - step_s)):
                 self.parts.takeover.look_after(self.now)
