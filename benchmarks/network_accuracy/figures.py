@@ -14,7 +14,8 @@
   of their width.
 - `detection_p95_s`: over all steps, a step that was not seen counts as infinitely late (null).
 - `refresh_s`: 95th percentile, over the seconds, of the greatest age of any link's delay and used bandwidth.
-- `controller_cpu`: median CPU seconds per second of the controller's process.
+- `controller_cpu`: median CPU seconds per second of the controller's process, where it was measured while
+  nobody read its REST (large networks) then; `controller_cpu_read` while everything was read again and again.
 - `classic`: the same figures of the classic method where it has any.
 
 A measured value that was unknown is not compared; `unknown_ratio` says how often that was.
@@ -99,7 +100,10 @@ def _group(rows: list[Row], with_invalid: list[Row], phase: str) -> Figures:
     figures["refresh_s"] = quantile(ages, 0.95)
     costs = of("controller")
     if costs:
-        figures["controller_cpu"] = median(row["cpu_s_per_s"] for row in costs)
+        quiet = [row for row in costs if row["read_every_s"] is None]
+        read = [row for row in costs if row["read_every_s"] is not None]
+        figures["controller_cpu"] = median(row["cpu_s_per_s"] for row in quiet or costs)
+        figures["controller_cpu_read"] = median(row["cpu_s_per_s"] for row in read or costs)
         for name in ("probe_bytes_per_s", "train_bytes_per_s", "probes_per_s", "links"):
             figures[name] = median(row[name] for row in costs)
     late = [value for row in of("emulation") for value in row["recent_lateness_p99_s"]]

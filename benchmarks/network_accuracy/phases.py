@@ -1,7 +1,7 @@
 """Measure one network: idle, then loaded. Every row says what was compared with what.
 
-Every second the controller's paths between `orch` and the measured hosts are read, both ways, and its links;
-beside them stand, for the same moment:
+Every second (large networks: every few) the controller's paths between `orch` and the measured hosts are
+read, both ways, and its links; beside them stand, for the same moment:
 
 - `path_delay`: half of the median round trip of the pings of the last 2 s, against half of the sum of both
   directions' northbound delays (one-way seconds). A ping cannot tell the directions apart; so `link_delay`
@@ -15,7 +15,8 @@ beside them stand, for the same moment:
   window of 60 s is full), loaded at the end, that is `after_s` seconds after the traffic began.
   `delivered_loss_ratio` is what the receivers of the numbered traffic missed.
 - `refresh`: the greatest `age_s` of any link's delay and used bandwidth.
-- `controller`: its CPU seconds per second, and what its probes and packet trains sent.
+- `controller`: its CPU seconds per second, and what its probes and packet trains sent. `read_every_s` says
+  how often everything was read meanwhile; null: in large networks it is measured while nobody reads, too.
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ class _Costs:
         self._at, self._cpu_s = time.monotonic(), cpu_s(world.controller_pid)
         self._counters = world.northbound.counters()
 
-    def row(self) -> Row:
+    def row(self, read_every_s: float | None) -> Row:
         """Return the costs per second since this was made."""
         span_s = time.monotonic() - self._at
         after = self._world.northbound.counters()
@@ -198,6 +199,7 @@ class _Costs:
             "kind": "controller",
             "cpu_s_per_s": (cpu_s(self._world.controller_pid) - self._cpu_s) / span_s,
             "span_s": span_s,
+            "read_every_s": read_every_s,
             "links": len(self._world.status.links) * 2,
             "classic_beside_it": self._world.rival is not None,
             "probe_bytes_per_s": per_s("utopia_probes_sent_bytes_total"),
@@ -209,6 +211,7 @@ class _Costs:
 def measure(world: World, progress: Callable[[str], None]) -> list[Row]:
     """Measure one network in all phases that its part has; return the rows."""
     part = world.part
+    world.announce_hosts()
     pinger = Pinger([("orch", host) for host in world.edge], world.hosts, interval_s=PING_INTERVAL_S)
     watch = Watch({name: world.hosts[name] for name in ("orch", *world.edge)}, world.client(), report=True)
     rows: list[Row] = []
@@ -250,7 +253,12 @@ def _mark(phase: str, world: World, rows: list[Row]) -> list[Row]:
 
 
 def _idle(world: World, pinger: Pinger, watch: Watch) -> list[Row]:
-    return _phase(world, "idle", world.part.idle_s, pinger, watch, {})
+    rows = _phase(world, "idle", world.part.idle_s, pinger, watch, {})
+    if world.part.quiet_s:
+        costs = _Costs(world)
+        time.sleep(world.part.quiet_s)
+        rows.append(costs.row(read_every_s=None))
+    return rows
 
 
 def _loaded(world: World, pinger: Pinger, watch: Watch) -> list[Row]:
@@ -275,16 +283,20 @@ def _phase(
     """Sample every second for `duration_s`, then read what is read once."""
     emulation, costs, samples = Emulation(world), _Costs(world), _Samples(world, phase, pinger, watch)
     began = time.monotonic()
-    second = 0
+    turn = 0
     settle_s = min(SETTLE_S, duration_s / 2)
     while (elapsed := time.monotonic() - began) < duration_s:
         if elapsed >= settle_s:
             samples.take()
-        second += 1
-        if second % 5 == 0:
+        turn += 1
+        if turn % 5 == 0:
             emulation.look()
-        time.sleep(max(0.0, began + second - time.monotonic()))
-    rows = [costs.row(), *samples.rows(), *_loss_rows(world, flows, time.monotonic() - began)]
+        time.sleep(max(0.0, began + turn * world.part.sample_s - time.monotonic()))
+    rows = [
+        costs.row(world.part.sample_s),
+        *samples.rows(),
+        *_loss_rows(world, flows, time.monotonic() - began),
+    ]
     rows.append(emulation.row())
     rows.append({"kind": "host_counters", "reported": watch.reported})
     return rows

@@ -35,6 +35,10 @@ class Part:
     pairs: int
     """How many hosts are pinged and loaded; the others are only there."""
     classic: bool
+    sample_s: float = 1.0
+    """How often everything is read: large networks have answers of a megabyte, which cost the controller."""
+    quiet_s: float = 0.0
+    """How long, after the idle phase, nobody reads while the controller's CPU is measured."""
 
 
 def parts(*, networks: int, idle_s: float, loaded_s: float, detecting: int) -> dict[str, Part]:
@@ -50,11 +54,11 @@ def parts(*, networks: int, idle_s: float, loaded_s: float, detecting: int) -> d
         ),
         "hosts40": Part(
             name="hosts40", hosts=40, domains=8, networks=1, idle_s=max(idle_s, 60), loaded_s=loaded_s,
-            detect=False, pairs=12, classic=False,
+            detect=False, pairs=12, classic=False, sample_s=2.0, quiet_s=20.0,
         ),
         "hosts200": Part(
             name="hosts200", hosts=200, domains=48, networks=1, idle_s=max(idle_s, 60), loaded_s=0,
-            detect=False, pairs=12, classic=False,
+            detect=False, pairs=12, classic=False, sample_s=5.0, quiet_s=20.0,
         ),
     }  # fmt: skip
 
@@ -143,4 +147,5 @@ def profile(part: Part) -> dict[str, Any]:
         "pinged_hosts": part.pairs,
         "loss_ratio_of_access_links": LOSS_RATIO,
         "classic_method": part.classic,
+        "read_every_s": part.sample_s,
     }

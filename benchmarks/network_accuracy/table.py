@@ -26,6 +26,7 @@ _SHOWN = (
     ("detection_p95_s", "detection p95, s"),
     ("refresh_s", "refresh p95, s"),
     ("controller_cpu", "controller CPU, cores"),
+    ("controller_cpu_read", "  everything read all the time"),
     ("probe_bytes_per_s", "probes, bytes/s"),
     ("train_bytes_per_s", "packet trains, bytes/s"),
     ("emulation_lateness_p99_worst_s", "emulation late p99 worst, s"),
@@ -42,17 +43,22 @@ def show(figures: dict[str, dict[str, Any]], targets: Sequence[Target]) -> None:
     for name, values in groups.items():
         columns[name.replace("_", " ")] = values
         if values.get("classic"):
-            columns[f"{name}, classic"] = values["classic"]
+            columns[f"{name.replace('_', ' ')}, classic"] = values["classic"]
+    if columns:
+        console.print(_figures_table(columns))
+    if "detection" in figures:
+        console.print(_detection_table(figures["detection"]))
+    console.print(_target_table(targets))
+
+
+def _figures_table(columns: dict[str, dict[str, Any]]) -> Table:
     table = Table(title="Accuracy of the controller's measurements")
     table.add_column("figure")
     for name in columns:
         table.add_column(name, justify="right")
     for key, words in _SHOWN:
         table.add_row(words, *(_text(values.get(key)) for values in columns.values()))
-    console.print(table)
-    if "detection" in figures:
-        console.print(_detection_table(figures["detection"]))
-    console.print(_target_table(targets))
+    return table
 
 
 def _detection_table(detection: dict[str, Any]) -> Table:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from benchmarks.network_accuracy import plan
+from benchmarks.network_accuracy.namespaces import make_socket
 from benchmarks.network_accuracy.northbound import Northbound
 from benchmarks.network_accuracy.rival import Rival
 from scenarios.schema import Scenario
@@ -18,6 +21,7 @@ from topologies.stages import northbound_ids
 from topologies.status import Status
 
 Progress = Callable[[str], None]
+_KNOWN_WITHIN_S = 30.0
 
 
 class World:
@@ -62,6 +66,23 @@ class World:
         """Return the true capacity between `orch` and a host."""
         return self.spec.end_to_end(host).rate_bps
 
+    def announce_hosts(self) -> None:
+        """Have every host announce itself by ARP (RFC 5227, section 2.3), and wait until all are known.
+
+        Raises:
+            RuntimeError: some are not known within 30 s.
+        """
+        deadline = time.monotonic() + _KNOWN_WITHIN_S
+        missing = set(self.hosts)
+        while missing:
+            for name in missing:
+                announce(self.hosts[name], name)
+            time.sleep(0.5)
+            known = {host["ip"] for host in self.northbound.get("/topology")["hosts"]}
+            missing = {name for name in missing if self.ip(name) not in known}
+            if missing and time.monotonic() > deadline:
+                raise RuntimeError(f"{self.name}: not known within 30 s: {', '.join(sorted(missing))}")
+
     def configure_capacities(self) -> None:
         """Tell the controller, as an operator would, the capacity of every second host's access link."""
         for host in self.edge[::2]:
@@ -74,6 +95,20 @@ class World:
         """Give every measured host's access link this loss, each way, and no other link any."""
         for host in self.edge:
             self.testbed.degrade(self.access(host), loss_ratio=ratio)
+
+
+def announce(host: dict[str, Any], name: str) -> None:
+    """Send one ARP announcement from a host."""
+
+    def make() -> socket.socket:
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        sock.bind((f"{name}-eth0", 0))
+        return sock
+
+    mac, ip = bytes.fromhex(host["mac"].replace(":", "")), socket.inet_aton(host["ip"])
+    arp = struct.pack("!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 1, mac, ip, bytes(6), ip)
+    with make_socket(host["netns"], make) as sock:
+        sock.send(b"\xff" * 6 + mac + b"\x08\x06" + arp)
 
 
 @contextmanager
