@@ -52,6 +52,7 @@ class NetworkManager(app_manager.RyuApp):  # type: ignore[misc]
             views=self._parts.views,
             events=self._parts.events,
             metrics=self._parts.metrics,
+            effort=self._parts.effort,
         )
         kwargs["wsgi"].register(NorthboundController, api)
 

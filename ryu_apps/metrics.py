@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from ryu_apps.discovery import Network, dpid_text
+from ryu_apps.effort import Effort
 from ryu_apps.monitor import Monitor
-from ryu_apps.views import METRICS, Views
+from ryu_apps.views import Views
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -23,11 +25,13 @@ class Metrics:
         network: Network,
         monitor: Monitor,
         views: Views,
+        effort: Effort,
         counts: Callable[[], dict[str, float]],
     ) -> None:
         self._network = network
         self._monitor = monitor
         self._views = views
+        self._effort = effort
         self._counts = counts
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -40,6 +44,7 @@ class Metrics:
         """Yield every metric (the interface of prometheus_client's collectors)."""
         yield from self._port_metrics()
         yield from self._link_metrics()
+        yield from self._effort_metrics()
         for name, value in sorted(self._counts().items()):
             yield CounterMetricFamily(f"utopia_{name}", "Count since the controller started", value=value)
 
@@ -61,15 +66,28 @@ class Metrics:
         yield up
 
     def _link_metrics(self) -> Iterator[Metric]:
-        families = {
-            metric: GaugeMetricFamily(
-                f"utopia_link_{metric}", "Measured, smoothed; absent while unknown", labels=["link"]
-            )
-            for metric in METRICS
-        }
-        for link_id, values in self._views.all_values().items():
-            for metric, family in families.items():
-                value = getattr(values, metric).value
-                if value is not None:
-                    family.add_metric([link_id], value)
+        """Yield every measured value of every link, and the bounds of its interval where it has one."""
+        families: dict[str, GaugeMetricFamily] = {}
+        for link in self._views.links()["links"]:
+            for name, value in _figures(link):
+                help_text = "Measured, smoothed; absent while unknown"
+                family = families.setdefault(
+                    name, GaugeMetricFamily(f"utopia_link_{name}", help_text, labels=["link"])
+                )
+                family.add_metric([link["id"]], value)
         yield from families.values()
+
+    def _effort_metrics(self) -> Iterator[Metric]:
+        """Yield what measuring costs, over the last seconds."""
+        for name, value in self._effort.as_json().items():
+            if isinstance(value, float):
+                yield GaugeMetricFamily(f"utopia_effort_{name}", "Over the last seconds", value=value)
+
+
+def _figures(link: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, measurement in link.items():
+        if isinstance(measurement, dict) and measurement.get("value") is not None:
+            yield name, measurement["value"]
+            for bound in ("low", "high"):
+                if measurement[bound] is not None:
+                    yield f"{name}_{bound}", measurement[bound]

@@ -16,6 +16,7 @@ from ryu_apps import packets, probe
 from ryu_apps.arp import ArpProxy
 from ryu_apps.capacities import ConfiguredCapacities
 from ryu_apps.discovery import Network, Switch, dpid_text
+from ryu_apps.effort import Effort, Totals
 from ryu_apps.errors import MalformedPacketError
 from ryu_apps.events import EventStream
 from ryu_apps.flowcounters import FlowCounters
@@ -117,8 +118,13 @@ class Parts:
             clock=clock,
             sleep=sleep,
         )
+        self.effort = Effort(lambda: self._totals(clock()), sleep=sleep)
         self.metrics = Metrics(
-            network=self.network, monitor=self.monitor, views=self.views, counts=self.counts
+            network=self.network,
+            monitor=self.monitor,
+            views=self.views,
+            effort=self.effort,
+            counts=self.counts,
         )
         self._malformed = 0
         self._limits = PortLimits(probe_rate=options.max_probe_rate)
@@ -128,7 +134,18 @@ class Parts:
     def loops(self) -> list[Callable[[], None]]:
         """Return the loops that must run, each in a thread of its own."""
         measuring = (self.prober, self.monitor, self.flow_counters, self.trains, self.watcher)
-        return [part.run for part in (*measuring, self.forwarding, self.steering)]
+        return [part.run for part in (*measuring, self.forwarding, self.steering, self.effort)]
+
+    def _totals(self, now: float) -> Totals:
+        probes, trains = self.prober.counts, self.trains.counts
+        return Totals(
+            at=now,
+            probe_packets=probes["sent"],
+            probe_bytes=probes["sent_bytes"],
+            trains=trains["train_sent"] + trains["check_sent"],
+            train_bytes=trains["train_sent_bytes"] + trains["check_sent_bytes"],
+            cpu_s=time.process_time(),
+        )
 
     def counts(self) -> dict[str, float]:
         """Return what was counted since the start, by name."""

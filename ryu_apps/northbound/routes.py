@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from ryu.app.wsgi import Response
 
 from ryu_apps.access import Access
+from ryu_apps.effort import Effort
 from ryu_apps.errors import MethodNotAllowedError, NotFoundError, RequestError
 from ryu_apps.events import EventStream
 from ryu_apps.metrics import Metrics
@@ -37,6 +38,7 @@ class Api:
     metrics: Metrics
     steering: Steering
     pin_views: PinViews
+    effort: Effort
 
 
 Handler = Callable[..., Response]

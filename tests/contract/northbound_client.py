@@ -47,6 +47,7 @@ class Client:
                 pin_views=parts.pin_views,
                 events=parts.events,
                 metrics=parts.metrics,
+                effort=parts.effort,
             ),
         )
 
