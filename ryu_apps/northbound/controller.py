@@ -22,7 +22,7 @@ class NorthboundController(ControllerBase):  # type: ignore[misc]
         super().__init__(request, link, data, **config)
         self._api = data
 
-    @route("northbound", "/{path:.*}")
+    @route("northbound", "/{path}", requirements={"path": r"[\s\S]*"})
     def answer(self, request: Request, **_: Any) -> Response:
         """Find the handler of a path and method; every failure becomes a problem document."""
         refuse = problem

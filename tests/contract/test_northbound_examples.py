@@ -95,6 +95,9 @@ def test_problems_have_the_shape_of_the_examples(
     ("path", "method", "body", "status", "detail"),
     [
         ("/nothing", "GET", None, 404, "is not part of this API"),
+        ("/", "GET", None, 404, "is not part of this API"),
+        ("/no%0Athing", "GET", None, 404, "is not part of this API"),
+        ("/%ff", "GET", None, 400, "is not UTF-8"),
         (f"{BASE}/links/{LINK}", "DELETE", None, 405, "it takes GET, PUT"),
         (f"{BASE}/links/none", "GET", None, 404, "link none is not up"),
         (f"{BASE}/links/none", "PUT", b'{"capacity_bps": 1}', 404, "link none is not up"),
