@@ -21,6 +21,7 @@ from ryu_apps.errors import MalformedPacketError
 from ryu_apps.events import EventStream
 from ryu_apps.flowcounters import FlowCounters
 from ryu_apps.forwarding import Forwarding
+from ryu_apps.goodputs import Goodputs
 from ryu_apps.limits import PortLimits
 from ryu_apps.metrics import Metrics
 from ryu_apps.monitor import Monitor
@@ -89,6 +90,7 @@ class Parts:
             trains=self.trains,
             forwarding=self.forwarding,
             capacities=capacities,
+            goodputs=Goodputs(),
             clock=clock,
         )
         self.steering = Steering(

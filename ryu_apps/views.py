@@ -10,6 +10,7 @@ from ryu_apps.discovery import Host, Network, Switch, dpid_text, from_host_id, h
 from ryu_apps.errors import NotFoundError
 from ryu_apps.flowcounters import FlowCounters
 from ryu_apps.forwarding import Forwarding
+from ryu_apps.goodputs import Goodputs, Transfer
 from ryu_apps.loss import NOTHING, RAW_WINDOW_S, WINDOW_S, Tally
 from ryu_apps.monitor import Monitor
 from ryu_apps.packets import mac_text
@@ -24,7 +25,7 @@ Document = dict[str, Any]
 
 
 class Views:
-    """Read the state of all parts; change none but the configured capacities."""
+    """Read the state of all parts; change none but the configured capacities and goodputs."""
 
     def __init__(
         self,
@@ -36,6 +37,7 @@ class Views:
         trains: Trains,
         forwarding: Forwarding,
         capacities: ConfiguredCapacities,
+        goodputs: Goodputs,
         clock: Callable[[], float],
     ) -> None:
         self._network = network
@@ -45,6 +47,7 @@ class Views:
         self._trains = trains
         self._forwarding = forwarding
         self._capacities = capacities
+        self._goodputs = goodputs
         self._clock = clock
 
     def health(self) -> Document:
@@ -190,7 +193,7 @@ class Views:
 
         The function answers None for a host that was lost meanwhile.
         """
-        values, costs = self.all_values(), self._forwarding.costs()
+        now, values, costs = self._clock(), self.all_values(), self._forwarding.costs()
 
         def make(src: str, dst: str) -> Document | None:
             if src not in self._network.hosts or dst not in self._network.hosts:
@@ -206,9 +209,22 @@ class Views:
                 "links": known,
                 "chosen_by": self._forwarding.chosen_by(src, dst, links),
                 **{metric: getattr(path, metric).as_json() for metric in METRICS},
+                "goodput_bps": self._goodputs.goodput(now, src, dst).as_json(),
             }
 
         return make
+
+    def report_transfer(self, src: str, dst: str, transfer: Transfer) -> Document:
+        """Take in what a transfer achieved; return the goodput of its pair.
+
+        Raises:
+            NotFoundError: one of the hosts is not known.
+        """
+        for ip in (src, dst):
+            self.check_host(ip)
+        self._goodputs.add(src, dst, transfer)
+        goodput = self._goodputs.goodput(self._clock(), src, dst)
+        return {"src": src, "dst": dst, "goodput_bps": goodput.as_json()}
 
     def now(self) -> float:
         """Return the time that documents carry."""

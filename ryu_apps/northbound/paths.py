@@ -42,8 +42,9 @@ SCHEMAS: dict[str, Schema] = {
             "links": listing(ref("LinkId")),
             "chosen_by": TEXT,
             **METRICS,
+            "goodput_bps": ref("Measurement"),
         },
-        "required": ["src", "dst", "links", "chosen_by", *METRICS],
+        "required": ["src", "dst", "links", "chosen_by", *METRICS, "goodput_bps"],
     },
     "Paths": record(generated_at=TIME, paths=listing(ref("Path"))),
 }

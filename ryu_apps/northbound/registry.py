@@ -6,11 +6,22 @@ from typing import Any
 
 from ryu.app.wsgi import Response
 
-from ryu_apps.northbound import alto, events, ietf_topology, links, openapi, paths, schemas, status, steering
+from ryu_apps.northbound import (
+    alto,
+    events,
+    goodput,
+    ietf_topology,
+    links,
+    openapi,
+    paths,
+    schemas,
+    status,
+    steering,
+)
 from ryu_apps.northbound.http import document
 from ryu_apps.northbound.routes import BASE, Answer, Api, Request, Route
 
-_GROUPS = (status, links, paths, steering, events, alto, ietf_topology)
+_GROUPS = (status, links, paths, steering, goodput, events, alto, ietf_topology)
 
 
 def _openapi(api: Api, request: Request) -> Response:
