@@ -149,6 +149,14 @@ class Connection(controller.Datapath):  # type: ignore[misc]
         LOG.warning("cut off %s, which sent %s", self.address, what)
         self.close()
 
+    def _ignore(self, kind: int) -> None:
+        """Leave out a message that cannot be read; who begins with one is no switch."""
+        if self.state != MAIN_DISPATCHER:
+            self._cut_off(f"a message of type {kind} that cannot be read")
+            return
+        self._door.counts["malformed_messages"] += 1
+        LOG.info("ignored a message of type %d of %s that cannot be read", kind, self.address)
+
     def _take_packet(self, message: bytes) -> None:
         try:
             port, frame = openflow.parse_packet_in(message)
@@ -162,7 +170,7 @@ class Connection(controller.Datapath):  # type: ignore[misc]
         """Do what Ryu's own loop does: parse, tell the observers, call Ryu's handlers."""
         event = openflow.parse_event(self, header, message)
         if event is None:
-            self._cut_off(f"a message of type {header[1]} that cannot be read")
+            self._ignore(header[1])
             return
         self.ofp_brick.send_event_to_observers(event, self.state)
         for handler in self.ofp_brick.get_handlers(event, self.state):
@@ -239,6 +247,7 @@ class Door:
     def open(self) -> None:
         """Have Ryu make its connections here from now on."""
         controller.datapath_connection_factory = self._serve
+        logging.getLogger("ryu.ofproto.ofproto_parser").setLevel(logging.CRITICAL)  # it logs every byte
 
     def introduced(self, connection: Connection) -> None:
         """Note that a connection has named its switch."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +25,11 @@ ALIVE_S = 3.0
 """A switch that has spoken so lately is there: it answers four echo requests per second."""
 SWITCH_GRACE_S = 15.0
 """Hosts of a switch that left are remembered so long, so that a reconnecting switch loses none."""
+FLAPS = 3
+FLAP_WINDOW_S = 10.0
+HOLD_DOWN_S = 3.0
+"""A link that was lost so often within the window comes back once it has stayed whole for so long."""
+MAX_FLAPPING = 4096
 MAX_HOSTS_PER_PORT = 256
 HELD_S = 1.5
 """A host that was heard at its port so lately is still there, whoever claims its address elsewhere."""
@@ -99,6 +104,10 @@ def to_host_id(host: Host) -> str:
     return f"{dpid_text(host.dpid)}.{host.port}-{host.ip}"
 
 
+def _places(hop: Hop) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (hop.src, hop.src_port), (hop.dst, hop.dst_port)
+
+
 class Network:
     """Hold the network's state and emit its changes through `signals`."""
 
@@ -116,6 +125,8 @@ class Network:
         self._links: dict[tuple[int, int], Hop] = {}
         self._linked_in: dict[tuple[int, int], Hop] = {}
         self._last_probe: dict[Hop, float] = {}
+        self._losses: dict[Hop, deque[float]] = {}
+        """When each link was lost lately."""
         self._departed: dict[int, float] = {}
 
     @property
@@ -171,7 +182,7 @@ class Network:
             return
         for port in switch.ports.values():
             if port.up:
-                self._cut(switch, port)
+                self._cut(now, switch, port)
         del self.switches[switch.dpid]
         self._departed[switch.dpid] = now
         LOG.info("switch %s (%s) left", dpid_text(switch.dpid), switch.name)
@@ -193,7 +204,7 @@ class Network:
         if up:
             self._signals.emit(Change.PORT_UP, (switch, port))
         else:
-            self._cut(switch, port)
+            self._cut(now, switch, port)
             self._lose_all_at(dpid, number)
 
     def port_removed(self, now: float, dpid: int, number: int) -> None:
@@ -204,14 +215,14 @@ class Network:
         self.port_changed(now, dpid, number, switch.ports[number].name, up=False)
         del switch.ports[number]
 
-    def _cut(self, switch: Switch, port: Port) -> None:
+    def _cut(self, now: float, switch: Switch, port: Port) -> None:
         """Take down the links that start or end at a port, then tell that it went down."""
         for hop in (
             self._links.get((switch.dpid, port.number)),
             self._linked_in.get((switch.dpid, port.number)),
         ):
             if hop is not None:
-                self.link_lost(hop)
+                self.link_lost(now, hop)
         self._signals.emit(Change.PORT_DOWN, (switch, port))
 
     def probe_arrived(self, now: float, hop: Hop) -> bool:
@@ -225,6 +236,9 @@ class Network:
         if self.has_hop(hop):
             self._last_probe[hop] = now
             return True
+        if self._is_held_down(now, hop):
+            self.counts["held_down"] += 1
+            return False
         if self.has_live_host(now, hop.src, hop.src_port) or self.has_live_host(now, hop.dst, hop.dst_port):
             return False
         for old in (self._links.get((hop.src, hop.src_port)), self._linked_in.get((hop.dst, hop.dst_port))):
@@ -232,26 +246,44 @@ class Network:
                 return False
         for old in (self._links.get((hop.src, hop.src_port)), self._linked_in.get((hop.dst, hop.dst_port))):
             if old is not None and self.has_hop(old):
-                self.link_lost(old)
+                self.link_lost(now, old)
         self._add(now, hop)
         return True
+
+    def _is_held_down(self, now: float, hop: Hop) -> bool:
+        losses = self._losses.get(hop)
+        return (
+            losses is not None
+            and len(losses) == FLAPS
+            and now - losses[0] < FLAP_WINDOW_S
+            and now - max(losses[-1], *(self._up_since(*place) for place in _places(hop))) < HOLD_DOWN_S
+        )
+
+    def _up_since(self, dpid: int, number: int) -> float:
+        return self.switches[dpid].ports[number].since
+
+    def _note_loss(self, hop: Hop, now: float) -> None:
+        if len(self._losses) >= MAX_FLAPPING:
+            self._losses.clear()
+        self._losses.setdefault(hop, deque(maxlen=FLAPS)).append(now)
 
     def _add(self, now: float, hop: Hop) -> None:
         self._links[hop.src, hop.src_port] = hop
         self._linked_in[hop.dst, hop.dst_port] = hop
         self._last_probe[hop] = now
-        for place in ((hop.src, hop.src_port), (hop.dst, hop.dst_port)):
+        for place in _places(hop):
             self._lose_all_at(*place)
         LOG.info("link %s is up", hop_id(hop))
         self._signals.emit(Change.LINK_UP, hop)
 
-    def link_lost(self, hop: Hop) -> None:
+    def link_lost(self, now: float, hop: Hop) -> None:
         """Take a link down."""
         if not self.has_hop(hop):
             return
         del self._links[hop.src, hop.src_port]
         del self._linked_in[hop.dst, hop.dst_port]
         del self._last_probe[hop]
+        self._note_loss(hop, now)
         LOG.info("link %s is down", hop_id(hop))
         self._signals.emit(Change.LINK_DOWN, hop)
 

@@ -18,7 +18,7 @@ from ryu.controller.handler import DEAD_DISPATCHER, MAIN_DISPATCHER, set_ev_cls
 from ryu.lib import hub
 from ryu.ofproto import ofproto_v1_3
 
-from ryu_apps import access, openflow, options, probe
+from ryu_apps import access, openflow, options, probe, web_server
 from ryu_apps.connection import Connection, Door
 from ryu_apps.discovery import Port, Switch, dpid_text
 from ryu_apps.northbound import Api, NorthboundController
@@ -45,6 +45,7 @@ class NetworkManager(app_manager.RyuApp):  # type: ignore[misc]
         self._parts = Parts(chosen, key=key, clock=time.time, sleep=hub.sleep)
         self._door = Door(self, self._parts.connection_counts)
         self._door.open()
+        web_server.install()
         api = Api(
             steering=self._parts.steering,
             pin_views=self._parts.pin_views,

@@ -162,7 +162,7 @@ class Parts:
             **{name: float(value) for name, value in self.trains.counts.items()},
             **{f"flooded_{name}": value for name, value in self._limits.counts.items()},
             "malformed_packets": self._malformed,
-            **{f"hosts_{name}": value for name, value in self.network.counts.items()},
+            **{f"network_{name}": value for name, value in self.network.counts.items()},
             "process_cpu_seconds": time.process_time(),
         }
 

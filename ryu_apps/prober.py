@@ -327,7 +327,7 @@ class Prober:
             silent_s = now - self._network.last_probe_at(hop)
             if stream is None or (silent_s > DEAD_LINK_S and stream.loss.unanswered >= DEAD_LINK_PROBES):
                 LOG.info("no probe for %.1f s over a link", silent_s)
-                self._network.link_lost(hop)
+                self._network.link_lost(now, hop)
 
     def hop_stream(self, hop: Hop) -> Stream | None:
         """Return the stream of a link between switches."""

@@ -18,6 +18,8 @@ class CounterRate:
     SMOOTHING = 0.5
     JUMP_SMOOTHING = 0.9
     JUMP_SHARE = 0.3
+    MAX_BPS = 1e13
+    """No port carries more: a reply that says so is wrong."""
     UNIT = "bit/s"
 
     def __init__(self) -> None:
@@ -41,7 +43,10 @@ class CounterRate:
             if previous[1] < 1 << 63:
                 return None
             delta += 1 << 64
-        self._raw = self._not_ours(delta, own_bytes - previous[2]) * 8 / (duration_s - previous[0])
+        raw = self._not_ours(delta, own_bytes - previous[2]) * 8 / (duration_s - previous[0])
+        if raw > self.MAX_BPS:
+            return None
+        self._raw = raw
         self._value = self._raw if self._value is None else self._smoothed(self._value, self._raw)
         self._updated_at = now
         self._samples += 1

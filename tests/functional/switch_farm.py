@@ -22,7 +22,7 @@ HEADER = struct.Struct("!BBHI")
 HELLO, ERROR, ECHO_REQUEST, ECHO_REPLY, FEATURES_REQUEST, FEATURES_REPLY = 0, 1, 2, 3, 5, 6
 PACKET_IN, PORT_STATUS, PACKET_OUT, FLOW_MOD = 10, 12, 13, 14
 MULTIPART_REQUEST, MULTIPART_REPLY, BARRIER_REQUEST, BARRIER_REPLY = 18, 19, 20, 21
-FLOW_STATS, PORT_STATS, PORT_DESC = 1, 4, 13
+DESCRIPTION, FLOW_STATS, PORT_STATS, PORT_DESC = 0, 1, 4, 13
 LOCAL = 0xFFFFFFFE
 CONTROLLER_PORT = 0xFFFFFFFD
 ADD, DELETE, DELETE_STRICT = 0, 3, 4
@@ -123,6 +123,8 @@ class Switch:
             self.connected.set()
         elif what == PORT_STATS:
             answer = self.farm.port_stats(self)
+        elif what == DESCRIPTION:
+            answer = bytes(1056)
         elif what == FLOW_STATS:
             answer = b"".join(_flow_entry(rule) for rule in self.rules.values())
         else:

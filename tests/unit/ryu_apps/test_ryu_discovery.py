@@ -9,7 +9,9 @@ import pytest
 
 from ryu_apps.discovery import (
     ALIVE_S,
+    FLAPS,
     HELD_S,
+    HOLD_DOWN_S,
     MAX_CLAIMS,
     SETTLE_S,
     Network,
@@ -251,3 +253,25 @@ def test_a_port_that_was_unplugged_forgets_its_host(world: World) -> None:
     for up in (False, True):
         world.network.port_changed(6.1, 1, 1, "x", up=up)
     assert world.network.probe_arrived(6.2, HOP)
+
+
+def test_a_link_that_flaps_comes_back_once_it_has_stayed_whole(world: World) -> None:
+    now = 1.0
+    for _ in range(50):
+        world.network.port_changed(now, 1, 1, "x", up=False)
+        world.network.port_changed(now + 0.05, 1, 1, "x", up=True)
+        world.network.probe_arrived(now + 0.06, HOP)
+        now += 0.1
+    assert world.changes().count(Change.LINK_UP) == FLAPS
+    assert not world.network.probe_arrived(now + HOLD_DOWN_S - 0.2, HOP)
+    assert world.network.probe_arrived(now + HOLD_DOWN_S, HOP)
+    assert world.network.probe_arrived(now + 60.0, HOP)
+
+
+def test_a_link_that_fails_now_and_then_comes_back_at_once(world: World) -> None:
+    for number in range(10):
+        now = 1.0 + number * 6.0
+        world.network.probe_arrived(now, HOP)
+        world.network.port_changed(now + 1, 1, 1, "x", up=False)
+        world.network.port_changed(now + 2, 1, 1, "x", up=True)
+        assert world.network.probe_arrived(now + 2.1, HOP)

@@ -102,7 +102,7 @@ def test_rules_of_one_cookie_that_go_different_ways_tell_nothing(world: World) -
 def test_a_link_that_went_down_is_forgotten(world: World) -> None:
     for second in range(5):
         ask(world, {1: [entry(100 * second, 2)], 2: [entry(100 * second, 11)]})
-    world.parts.network.link_lost(OVER_12)
+    world.parts.network.link_lost(world.now, OVER_12)
     assert world.parts.flow_counters.tally(world.now, OVER_12).sent == 0
     assert world.parts.flow_counters._ways == {}
 

@@ -144,7 +144,7 @@ def test_who_claims_a_hosts_address_while_it_answers_gets_nothing(world: World) 
         world.advance(0.1)
     assert known(world) == state
     assert world.parts.network.hosts[H1].mac == world.macs[H1]
-    assert counts(world, "hosts_conflicts") == 20
+    assert counts(world, "network_conflicts") == 20
 
 
 def test_a_flood_of_one_port_is_dropped_early_and_hurts_nobody_else(world: World) -> None:

@@ -103,3 +103,15 @@ def test_available_is_what_is_left_and_never_negative() -> None:
 def test_available_names_what_is_unknown() -> None:
     left = available(unknown("no train", source="packet_train", unit="bit/s"), measured(1.0))
     assert left.reason == "capacity is unknown: no train"
+
+
+@pytest.mark.parametrize("absurd", [(1 << 64) - 1, 1 << 62, 10**18])
+def test_a_reply_that_no_port_could_give_is_left_out(absurd: int) -> None:
+    counter = CounterRate()
+    counter.add(0.0, 100.0, 1_000)
+    counter.add(1.0, 101.0, 126_000)
+    before = counter.rate(1.0).value
+    assert counter.add(2.0, 102.0, absurd) is None
+    assert counter.rate(2.0).value == before
+    counter.add(3.0, 103.0, 376_000)
+    assert counter.add(4.0, 104.0, 501_000) == pytest.approx(1_000_000)
