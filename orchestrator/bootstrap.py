@@ -10,6 +10,7 @@ from pathlib import Path
 
 from orchestrator.adapters import sockets
 from orchestrator.adapters.certificates import Authority
+from orchestrator.adapters.counter_reports import CounterReports
 from orchestrator.adapters.models import FolderModels
 from orchestrator.adapters.northbound import NorthboundClient, read_token
 from orchestrator.adapters.store import SqlStore
@@ -38,6 +39,7 @@ class Process:
     events: EventLog
     pool: LiveWorkerPool
     northbound: NorthboundClient
+    reports: CounterReports | None
     jobs: FinetuneJobs
     deployments: SplitDeployments
     api: ApiServer
@@ -48,6 +50,8 @@ class Process:
         self.deployments.stop(timeout_s=_STOP_JOBS_S)
         self.events.close()
         self.api.stop()
+        if self.reports is not None:
+            self.reports.stop()
         self.northbound.stop()
         self.pool.stop()
         self.store.close()
@@ -72,12 +76,16 @@ def start(config: Config) -> Process:
         now=lambda: datetime.datetime.now(datetime.UTC),
     )
     pool = LiveWorkerPool(authority=authority, clock=clock)
+    token = None if config.northbound_token_file is None else read_token(config.northbound_token_file)
     northbound = NorthboundClient(
         url=str(config.northbound_url),
-        token=None if config.northbound_token_file is None else read_token(config.northbound_token_file),
+        token=token,
         names=lambda: {**pool.addresses(), config.data_address: ORCHESTRATOR},
         clock=clock,
     )
+    reports = None
+    if token is not None:
+        reports = CounterReports(url=str(config.northbound_url), token=token, counters=pool.packet_counters)
     models = FolderModels(
         cache_dir=config.cache_dir or _cache_directory(), tuned_dir=state_dir / "models", seed=config.seed
     )
@@ -114,6 +122,8 @@ def start(config: Config) -> Process:
     listening = sockets.listen(config.data_address, config.data_port, netns=config.data_netns)
     pool.start(listening)
     northbound.start()
+    if reports is not None:
+        reports.start()
     api.start()
     log.info("REST on http://%s:%d", config.api_host, api.port)
     log.info("workers attach at %s port %d", config.data_address, config.data_port)
@@ -123,6 +133,7 @@ def start(config: Config) -> Process:
         events=events,
         pool=pool,
         northbound=northbound,
+        reports=reports,
         jobs=jobs,
         deployments=deployments,
         api=api,

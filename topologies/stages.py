@@ -203,6 +203,7 @@ def start_orchestrator(scenario: Scenario, spec: NetworkSpec, netns: str, journa
         "api_host": "127.0.0.1",
         "api_port": scenario.network.api_port,
         "northbound_url": northbound_url(scenario),
+        "northbound_token_file": str(controller_token.path(scenario.network.prefix)),
         "data_address": spec.orch.ip,
         "data_port": scenario.network.data_port,
         "data_netns": netns,

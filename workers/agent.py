@@ -44,6 +44,7 @@ from workers.errors import (
     WorkersError,
 )
 from workers.identity import Identity, Token
+from workers.nic import PacketCounters
 from workers.shard import ShardHost
 from workers.trainer import Trainer
 from workers.wire import Frame
@@ -163,6 +164,7 @@ class Agent:
             notify=self._outbox.put,
         )
         self._process = psutil.Process()
+        self._packets = PacketCounters(config.listen[0])
         self._busy: str | None = None
         self._stopping = threading.Event()
         self._wake = threading.Event()
@@ -319,6 +321,7 @@ class Agent:
             "rss_bytes": self._process.memory_info().rss,
             "busy": self._busy,
             "shards": list(self._shards.holdings()),
+            "packets": self._packets.read(),
         }
 
     def _on_command(self, _channel: link.Channel, frame: Frame) -> link.Reply | None:

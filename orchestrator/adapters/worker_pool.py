@@ -67,6 +67,14 @@ class _Attach(BaseModel):
     profile: Profile
 
 
+class _Packets(BaseModel):
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    at: float = Field(ge=0)
+    rx_packets: int = Field(ge=0, lt=1 << 64)
+    tx_packets: int = Field(ge=0, lt=1 << 64)
+
+
 class _Heartbeat(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
@@ -75,6 +83,7 @@ class _Heartbeat(BaseModel):
     rss_bytes: int | None = Field(default=None, ge=0)
     busy: str | None = Field(default=None, max_length=256)
     shards: tuple[str, ...] = ()
+    packets: _Packets | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -178,6 +187,17 @@ class LiveWorkerPool:
             sessions = [session for session in self._sessions.values() if session.joined]
         claims = Counter(session.address for session in sessions)
         return {session.address: session.node for session in sessions if claims[session.address] == 1}
+
+    def packet_counters(self) -> dict[str, Json]:
+        """Give the packet counters that nodes told last, by data-plane address (see `addresses`)."""
+        with self._lock:
+            told = {node: session.heartbeat for node, session in self._sessions.items()}
+        found = {}
+        for address, node in self.addresses().items():
+            heartbeat = told.get(node)
+            if heartbeat is not None and heartbeat.packets is not None:
+                found[address] = heartbeat.packets.model_dump()
+        return found
 
     def request(
         self,

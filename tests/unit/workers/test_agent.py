@@ -173,6 +173,7 @@ def test_a_worker_enrols_attaches_both_channels_and_tells_how_it_is(
     assert heartbeat["busy"] is None
     assert abs(heartbeat["sent_at"] - time.time()) < 60
     assert heartbeat["rss_bytes"] > 1e6
+    assert heartbeat["packets"] is None
 
 
 def test_the_private_key_is_readable_by_its_owner_only(
