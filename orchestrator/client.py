@@ -1,4 +1,7 @@
-"""A client of the orchestrator's REST API, for the command line, the demo and programs."""
+"""A client of the orchestrator's REST API, for the command line, the demo and programs.
+
+The controller's speaks the same dialect: JSON, problem documents, server-sent events.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,14 @@ class ApiError(OrchestratorError):
 
 
 class Client:
-    """Calls to one orchestrator at `url` (such as `http://127.0.0.1:8181`)."""
+    """Calls to one orchestrator at `url` (such as `http://127.0.0.1:8181`), or to another such `server`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, server: str = "orchestrator", token: str | None = None) -> None:
         self.url = url.rstrip("/")
+        self._server = server
         self._session = requests.Session()
+        if token is not None:
+            self._session.headers["Authorization"] = f"Bearer {token}"
         self._session.trust_env = False  # a proxy has no business between us and localhost
 
     def get(self, path: str, **parameters: Any) -> Any:
@@ -39,6 +45,10 @@ class Client:
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """Return the JSON of `POST path` with a JSON body."""
         return self._call("POST", path, json=body)
+
+    def put(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Return the JSON of `PUT path` with a JSON body."""
+        return self._call("PUT", path, json=body)
 
     def delete(self, path: str) -> Any:
         """Return the JSON of `DELETE path`, or None if it has no body."""
@@ -96,7 +106,7 @@ class Client:
         except requests.RequestException as error:
             reason = type(error).__name__
             raise ApiError(
-                f"the orchestrator at {self.url} does not answer ({reason}); "
+                f"the {self._server} at {self.url} does not answer ({reason}); "
                 "is it up? `make mininet-up` starts one"
             ) from error
         if answer.status_code >= 400:

@@ -11,12 +11,12 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import requests
+from orchestrator.client import ApiError, Client
 
 log = logging.getLogger(__name__)
 
-_URL = "/northbound/v1/hosts/counters"
-_TIMEOUT_S = 5.0
+_PATH = "/northbound/v1/hosts/counters"
+_STOP_S = 5.0
 _MAX_PAUSE_S = 60.0
 
 
@@ -32,8 +32,7 @@ class CounterReports:
         interval_s: float = 2.0,
     ) -> None:
         """Report to the controller at `url` what `counters` gives, by the hosts' addresses."""
-        self._url = url.rstrip("/") + _URL
-        self._headers = {"Authorization": f"Bearer {token}"}
+        self._client = Client(url, server="controller", token=token)
         self._counters = counters
         self._interval_s = interval_s
         self._stopping = threading.Event()
@@ -48,7 +47,7 @@ class CounterReports:
         """End the thread."""
         self._stopping.set()
         if self._thread.is_alive():
-            self._thread.join(timeout=_TIMEOUT_S + 1)
+            self._thread.join(timeout=_STOP_S)
 
     def _run(self) -> None:
         pause_s = self._interval_s
@@ -63,16 +62,14 @@ class CounterReports:
         """Send one report; return why it was not taken, None if it was."""
         body = {"hosts": {address: dict(counter) for address, counter in counters.items()}}
         try:
-            answer = requests.put(self._url, json=body, headers=self._headers, timeout=_TIMEOUT_S)
-        except requests.RequestException as error:
-            return type(error).__name__
-        return None if answer.ok else f"status {answer.status_code}: {answer.text[:200]}"
+            self._client.put(_PATH, body)
+        except ApiError as error:
+            return str(error)
+        return None
 
     def _note(self, failure: str | None) -> None:
         if failure is not None and self._failure is None:
-            log.warning(
-                "the controller does not take the hosts' packet counters at %s: %s", self._url, failure
-            )
+            log.warning("the controller does not take the hosts' packet counters: %s", failure)
         elif failure is None and self._failure is not None:
             log.info("the controller takes the hosts' packet counters again")
         self._failure = failure

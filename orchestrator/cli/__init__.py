@@ -11,7 +11,7 @@ import sys
 
 import click
 
-from orchestrator.cli import emulation, work
+from orchestrator.cli import emulation, network, work
 from orchestrator.errors import OrchestratorError
 
 
@@ -37,7 +37,7 @@ def serve(config: str) -> None:
     raise SystemExit(process.main(config))
 
 
-for command in (*emulation.COMMANDS, *work.COMMANDS):
+for command in (*emulation.COMMANDS, *network.COMMANDS, *work.COMMANDS):
     cli.add_command(command)
 
 

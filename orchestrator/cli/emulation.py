@@ -52,7 +52,7 @@ def _scenario(path: str) -> schema.Scenario:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Turn the testbed's errors into the command line's."""
     from topologies import testbed
 
@@ -73,7 +73,7 @@ def up(scenario: str, as_json: bool) -> None:
     from topologies import testbed
 
     described = _scenario(scenario)
-    with _explained():
+    with explained():
         try:
             found = testbed.up(described, scenario_path=scenario, progress=say).to_json()
         except testbed.AlreadyUp as error:
@@ -118,7 +118,7 @@ def down(scenario: str | None, prefix: str | None, as_json: bool) -> None:
     if prefix is None and scenario is None:
         prefix = os.environ.get("UTOPIA_PREFIX")
     prefix = prefix or _scenario(scenario or DEFAULT_SCENARIO).network.prefix
-    with _explained():
+    with explained():
         removed = testbed.down(prefix, progress=say)
     if as_json:
         click.echo(json.dumps({"removed": removed}, indent=1))
@@ -136,7 +136,7 @@ def down(scenario: str | None, prefix: str | None, as_json: bool) -> None:
 def status(prefix: str, as_json: bool) -> None:
     """Show what runs, what has failed, and the links now."""
     client = _client(prefix)
-    with _explained():
+    with explained():
         found = {**client.status().to_json(), "emulation": client.emulation()}
     show(found, as_json=as_json, view=_status_view)
 
@@ -207,7 +207,7 @@ def degrade(
     if delay_s is None and rate_bps is None and loss_ratio is None:
         raise click.UsageError("say what to change: --delay, --rate or --loss")
     client = _client(prefix)
-    with _explained():
+    with explained():
         client.degrade(link, direction, delay_s=delay_s, rate_bps=rate_bps, loss_ratio=loss_ratio)
     option = "" if prefix == DEFAULT_PREFIX else f" --prefix {prefix}"
     click.echo(f"{link} is changed; `utopia restore {link}{option}` undoes it")
@@ -219,7 +219,7 @@ def degrade(
 def restore(link: str, prefix: str) -> None:
     """Give LINK its configured values again."""
     client = _client(prefix)
-    with _explained():
+    with explained():
         client.restore(link)
     click.echo(f"{link} is as configured again")
 
