@@ -27,6 +27,8 @@ class Controller:
 
     client: Client
     addresses: dict[str, str]
+    switches: dict[str, str]
+    """Names by datapath id."""
 
     def address(self, host: str) -> str:
         """Return the address of a host of the testbed; anything else is taken for an address."""
@@ -37,8 +39,16 @@ class Controller:
         return next((name for name, address in self.addresses.items() if address == end), end)
 
     def link(self, link_id: str) -> str:
-        """Return a link's id with the hosts' names in it."""
-        return "-".join(self.name(end) for end in link_id.split("-"))
+        """Return a link's id with names in it: `c1.3-g1.1`, `h3-g1.4`."""
+        return "-".join(self._end(end) for end in link_id.split("-"))
+
+    def _end(self, end: str) -> str:
+        dpid, _, port = end.partition(".")
+        return f"{self.switches[dpid]}.{port}" if dpid in self.switches else self.name(end)
+
+    def dpid(self, switch: str) -> str:
+        """Return the datapath id of a switch by its name; anything else is taken for an id."""
+        return next((dpid for dpid, name in self.switches.items() if name == switch), switch)
 
 
 def controller_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,7 +90,13 @@ def _controller(url: str | None, token_file: str | None, prefix: str) -> Control
         addresses = {str(host["name"]): str(host["ip"]) for host in status.hosts}
         if token is None and os.access(controller_token.path(prefix), os.R_OK):
             token = _read_token(controller_token.path(prefix))
-    return Controller(client=Client(url, server="controller", token=token), addresses=addresses)
+    client = Client(url, server="controller", token=token)
+    switches = client.get(f"{BASE}/topology")["switches"]
+    return Controller(
+        client=client,
+        addresses=addresses,
+        switches={item["dpid"]: item["name"].removeprefix(f"{prefix}-") or item["dpid"] for item in switches},
+    )
 
 
 def _read_token(path: Path) -> str:
@@ -126,7 +142,7 @@ def _links_table(controller: Controller, found: list[dict[str, Any]]) -> Rendera
 @click.argument("src")
 @click.argument("dst")
 @click.option("--by", type=click.Choice(OBJECTIVES), multiple=True, help="Objective; several weigh the same.")
-@click.option("--over", help="Explicit path: ids of links, or datapath ids of switches, with commas between.")
+@click.option("--over", help="Explicit path: switches (or ids of links between them), with commas between.")
 @click.option("--both", is_flag=True, help="The way back too.")
 @click.option("--tcp", "tcp_port", type=click.IntRange(1, 65535), help="Only TCP to this port of DST.")
 @click.option("--udp", "udp_port", type=click.IntRange(1, 65535), help="Only UDP to this port of DST.")
@@ -170,7 +186,7 @@ def steer(
     if traffic_class:
         wish["traffic_class"] = traffic_class
     if over:
-        wish["path"] = [controller.address(part) for part in over.split(",")]
+        wish["path"] = [controller.dpid(part.strip()) for part in over.split(",")]
     else:
         wish["objective"] = by[0] if len(by) == 1 else dict.fromkeys(by, 1.0)
     if preview:
@@ -206,7 +222,7 @@ def _alternatives(
             figure(way["delay_s"]["value"], 1e3),
             figure(way["loss_ratio"]["value"], 100, 2),
             figure(way["available_bps"]["value"], 1e-6, 2),
-            _ends(controller, way["links"]),
+            _passed(controller, way["links"]),
             way["why"],
         )
 
@@ -214,10 +230,9 @@ def _alternatives(
     return make_table(title, columns, map(row, found), notes=notes, texts=("over", "why"))
 
 
-def _ends(controller: Controller, link_ids: list[str]) -> str:
+def _passed(controller: Controller, link_ids: list[str]) -> str:
     """Return the switches that a path passes."""
-    ends = [link_id.split("-")[1].split(".")[0].lstrip("0") for link_id in link_ids[:-1]]
-    return " ".join(ends)
+    return " ".join(controller.link(link_id).split("-")[1].rpartition(".")[0] for link_id in link_ids[:-1])
 
 
 @click.command()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -240,3 +242,27 @@ def test_the_event_stream_tells_at_once(net: Status) -> None:
             assert time.monotonic() - started < 10
         finally:
             client.restore("h3-g1")
+
+
+def utopia(*words: str) -> str:
+    process = subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli", *words],
+        env={**os.environ, "UTOPIA_PREFIX": PREFIX, "COLUMNS": "160"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def test_people_steer_by_name_from_the_command_line(net: Status) -> None:
+    assert "g1.1-c1.3" in utopia("links")
+    preview = json.loads(utopia("steer", "h1", "h2", "--by", "delay", "--preview", "--json"))
+    assert len(preview["directions"][0]["alternatives"]) == 3
+    assert "g1 c2 g2" in utopia("steer", "h1", "h2", "--over", "g1,c2,g2", "--tcp", "5001")
+    (pin,) = json.loads(utopia("pins", "--json"))["pins"]
+    assert pin["traffic_class"] == {"protocol": "tcp", "dst_port": 5001}
+    assert "h1 → h2" in utopia("pins")
+    utopia("unpin", pin["id"])
+    assert json.loads(utopia("pins", "--json"))["pins"] == []
