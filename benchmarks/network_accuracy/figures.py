@@ -9,7 +9,8 @@
 - `capacity_estimate_error_p90`: of |estimate / true capacity - 1|, over all access links.
 - `loss_error_p95_pp`: percentage points between measured and configured loss of a path, loaded: of paths with
   at least LEAST_PPS packets a second of traffic; beside it the error of counting itself, had every packet of
-  that traffic been seen (`loss_counting_limit_pp`: what physics leaves of it).
+  that traffic been seen (`loss_counting_limit_pp`: what physics leaves of it), and `loss_error_delivered_p95_pp`
+  against what the receivers of that traffic missed.
 - `loss_interval_coverage`: share of intervals that hold the configured loss; `loss_half_width_p95_pp` is half
   of their width.
 - `detection_p95_s`: over all steps, a step that was not seen counts as infinitely late (null).
@@ -200,7 +201,13 @@ def _loss(rows: list[Row], phase: str) -> Figures:
         for row in rows
         if row["traffic_pps"] > 0 and row["after_s"] > 0
     ]
+    delivered = [
+        100 * abs(row["measured"]["value"] - row["delivered_loss_ratio"])
+        for row in known
+        if row.get("delivered_loss_ratio") is not None
+    ]
     return {
+        "loss_error_delivered_p95_pp": quantile(delivered, 0.95),
         "loss_error_p50_pp": quantile(errors, 0.5),
         "loss_error_p95_pp": quantile(errors, 0.95),
         "loss_counting_limit_pp": median(limits) if limits else None,

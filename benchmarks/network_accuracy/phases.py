@@ -21,6 +21,7 @@ read, both ways, and its links; beside them stand, for the same moment:
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -37,6 +38,7 @@ Row = dict[str, Any]
 PING_INTERVAL_S = 0.2
 PING_BPS = 8 * 98 / PING_INTERVAL_S
 TRUTH_SPAN_S = 2.0
+STRAY_LOSS_RATIO = 0.001
 SETTLE_S = 4.0
 """Left out at the start of a phase: the controller smooths over about so long."""
 REFRESHED = ("delay_s", "used_bps")
@@ -269,7 +271,38 @@ def _loaded(world: World, pinger: Pinger, watch: Watch) -> list[Row]:
         rows = _phase(world, "loaded", world.part.loaded_s, pinger, watch, {(f.src, f.dst): f for f in flows})
     finally:
         last = traffic.stop()
-    return [*rows, *_traffic_rows(flows, last, world.part.loaded_s)] if last["sent"] else rows
+    carried = _traffic_rows(flows, last, world.part.loaded_s) if last["sent"] else []
+    _add_delivered(rows, carried)
+    _check_testbed(rows, carried)
+    return [*rows, *carried]
+
+
+def _add_delivered(rows: list[Row], carried: list[Row]) -> None:
+    """Add to every path's loss what the receiver of its numbered traffic missed."""
+    lost = {(row["src"], row["dst"]): row["loss_ratio"] for row in carried}
+    for row in rows:
+        if row["kind"] == "loss":
+            row["delivered_loss_ratio"] = lost.get((row["src"], row["dst"]))
+
+
+def _check_testbed(rows: list[Row], carried: list[Row]) -> None:
+    """Take the phase for invalid if the testbed itself lost numbered packets: the emulator's loss is no truth.
+
+    Busy switches do that. Allowed are the configured loss, three standard deviations and STRAY_LOSS_RATIO.
+    """
+    emulation = next(row for row in rows if row["kind"] == "emulation")
+    for forth in (True, False):
+        udp = [row for row in carried if row["traffic"] == "udp" and (row["src"] == "orch") is forth]
+        sent = sum(row["sent_packets"] for row in udp)
+        if not sent:
+            continue
+        ratio = 1 - sum(row["received_packets"] for row in udp) / sent
+        chance = 3 * math.sqrt(plan.LOSS_RATIO * (1 - plan.LOSS_RATIO) / sent)
+        way = "from orch" if forth else "to orch"
+        emulation[f"delivered_loss_ratio_{way.replace(' ', '_')}"] = ratio
+        if ratio > plan.LOSS_RATIO + chance + STRAY_LOSS_RATIO:
+            emulation["valid"] = False
+            emulation["reason"] = f"the testbed lost {ratio:.2%} of {sent} packets {way}, not 1 %"
 
 
 def _phase(

@@ -21,6 +21,7 @@ _SHOWN = (
     ("capacity_estimate_error_p90", "capacity estimate error p90"),
     ("loss_error_p95_pp", "loss error p95, points"),
     ("loss_counting_limit_pp", "  of which counting alone"),
+    ("loss_error_delivered_p95_pp", "  against receivers' counts"),
     ("loss_half_width_p95_pp", "loss interval half-width p95, points"),
     ("loss_interval_coverage", "loss interval coverage"),
     ("detection_p95_s", "detection p95, s"),
