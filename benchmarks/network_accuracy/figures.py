@@ -8,9 +8,9 @@
   `_configured` and `_estimated`; `_counting_trains` takes the controller's own packet trains for traffic.
 - `capacity_estimate_error_p90`: of |estimate / true capacity - 1|, over all access links.
 - `loss_error_p95_pp`: percentage points between measured and configured loss of a path, loaded: of paths with
-  at least LEAST_PPS packets a second of traffic; beside it the error of counting itself, had every packet of
-  that traffic been seen (`loss_counting_limit_pp`: what physics leaves of it), and `loss_error_delivered_p95_pp`
-  against what the receivers of that traffic missed.
+  at least LEAST_PPS packets a second of traffic. Beside it the error of counting itself, had every packet of
+  that traffic been seen (`loss_counting_limit_pp`, what physics leaves of it), and
+  `loss_error_delivered_p95_pp` against what the receivers of that traffic missed.
 - `loss_interval_coverage`: share of intervals that hold the configured loss; `loss_half_width_p95_pp` is half
   of their width.
 - `detection_p95_s`: over all steps, a step that was not seen counts as infinitely late (null).
@@ -94,6 +94,8 @@ def _group(rows: list[Row], with_invalid: list[Row], phase: str) -> Figures:
     figures["invalid_networks"] = len(networks - {row["network"] for row in rows})
     figures |= _delay(of("path_delay"), phase, "measured_s")
     figures |= {f"link_{name}": value for name, value in _link_delay(of("link_delay")).items()}
+    uneven = _link_delay([row for row in of("link_delay") if row["asymmetric"]])
+    figures["asymmetric_link_delay_error_p95_ms"] = uneven["delay_error_p95_ms"]
     figures |= _bandwidth(of("bandwidth"))
     figures |= _capacity(of("capacity"))
     figures |= _loss(of("loss"), phase)

@@ -15,6 +15,7 @@ _SHOWN = (
     ("delay_error_p95_rel", "delay error p95, relative"),
     ("delay_error_over_allowed_p95", "delay error / allowed, p95"),
     ("link_delay_error_p95_ms", "delay error of links p95, ms"),
+    ("asymmetric_link_delay_error_p95_ms", "  of an asymmetric one"),
     ("bandwidth_error_p95", "available bandwidth error p95"),
     ("bandwidth_error_p95_configured", "  capacity configured"),
     ("bandwidth_error_p95_estimated", "  capacity estimated"),

@@ -34,7 +34,7 @@ _TICK_S = 0.002
 _MOST_AT_ONCE = 2
 """Datagrams of a flow in one go: who was held up sends less, not a burst that overruns switches' buffers."""
 _PRIORITY = 2
-"""Of real-time scheduling: hosts send when they want to, whatever else the machine does; below the emulator."""
+"""Of real-time scheduling, below the emulator: hosts send when they want to, however busy the machine is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from topologies.stages import northbound_ids
 from topologies.status import Status
 
 Progress = Callable[[str], None]
+ASYMMETRY_S = 0.01
 _KNOWN_WITHIN_S = 30.0
 
 
@@ -95,6 +96,12 @@ class World:
         """Give every measured host's access link this loss, each way, and no other link any."""
         for host in self.edge:
             self.testbed.degrade(self.access(host), loss_ratio=ratio)
+
+    def make_asymmetric(self) -> None:
+        """Delay one direction of a link between switches, off the shortest paths, by ASYMMETRY_S more."""
+        link = self.spec.link("g1-c2")
+        self.testbed.degrade(link.name, "g1>c2", delay_s=link.a_to_b.delay_s + ASYMMETRY_S)
+        self.status = self.testbed.status()
 
 
 def announce(host: dict[str, Any], name: str) -> None:
