@@ -13,7 +13,7 @@ from mininet.log import setLogLevel
 from mininet.net import Mininet
 from mininet.node import RemoteController
 
-from topologies import ovs
+from topologies import ovs, receive_buffers
 from topologies.edge_cloud import EdgeCloud
 from topologies.errors import TestbedError
 from topologies.processes import tail
@@ -58,14 +58,18 @@ class Network(Mininet):  # type: ignore[misc]
         record(self.shells())
         self.start()
         self._check_bridges()
+        if self.datapath == "user":
+            receive_buffers.deepen(self._port_names())
 
     def shells(self) -> dict[str, int]:
         """Return the process that holds each node."""
         return {f"node {node.name}": node.pid for node in (*self.hosts, *self.switches, *self.controllers)}
 
+    def _port_names(self) -> set[str]:
+        return {str(port) for switch in self.switches for port in switch.ports if switch.ports[port]}
+
     def _check_bridges(self) -> None:
-        wanted = {switch.name for switch in self.switches}
-        wanted |= {str(port) for switch in self.switches for port in switch.ports if switch.ports[port]}
+        wanted = self._port_names() | {switch.name for switch in self.switches}
         trouble = ovs.broken_ports(wanted)
         if trouble:
             raise TestbedError(

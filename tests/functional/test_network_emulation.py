@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from scenarios.schema import parse
-from topologies import state, testbed
+from topologies import receive_buffers, state, testbed
+from topologies.edge_cloud import interface_name
 from topologies.processes import identify
 from topologies.specs import network_spec
 
@@ -206,6 +207,18 @@ def test_hosts_have_no_ipv6_and_see_only_the_data_network(network):
     assert "198.18.1.1/15" in addresses
     assert ":" not in re.sub(r"(@\w+)|(if\d+)", "", addresses).replace("02:", "")
     assert "default" not in inside(network, "h1", "ip", "route")
+
+
+def test_every_port_of_a_userspace_switch_has_room_for_bursts(network, spec):
+    if network.datapath != "user":
+        pytest.skip("the kernel's datapath has no receive buffers")
+    switches = {switch.name for switch in spec.switches}
+    ends = [end for link in spec.links for end in ((link.a, link.a_port), (link.b, link.b_port))]
+    names = {interface_name(PREFIX, node, port) for node, port in ends if node in switches}
+    assert receive_buffers.deepen(names) == names
+    told = subprocess.run(["ss", "-0", "-m"], capture_output=True, text=True, check=True).stdout
+    rooms = dict(re.findall(rf"\*:({PREFIX}-\S+).*?skmem:\(r\d+,rb(\d+)", told, re.DOTALL))
+    assert {name for name in names if int(rooms[name]) < receive_buffers.BUFFER_BYTES} == set()
 
 
 def test_a_second_up_says_that_it_is_up(network):

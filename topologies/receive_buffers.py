@@ -1,0 +1,76 @@
+"""Give the userspace switch room for what arrives while it is busy.
+
+Open vSwitch reads each port of its userspace datapath from a packet socket with the system's default buffer:
+about 150 small packets. One thread serves all ports; on a busy machine it comes back to a port after tens of
+milliseconds, and what did not fit is lost, which nobody configured. The system's default is not ours to
+change, so the sockets themselves are given more, through duplicates of their descriptors (pidfd_getfd(2)).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+BUFFER_BYTES = 4 << 20
+_SYS_PIDFD_GETFD = 438
+_SO_RCVBUFFORCE = 33
+_PID_FILES = (Path("/run/openvswitch/ovs-vswitchd.pid"), Path("/var/run/openvswitch/ovs-vswitchd.pid"))
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def deepen(interfaces: set[str]) -> set[str]:
+    """Enlarge the switch's receive buffers of `interfaces`; return those that were found.
+
+    Without the right to, or where the switch does not work that way, nothing changes and the log says so.
+    """
+    try:
+        pid = int(next(path for path in _PID_FILES if path.exists()).read_text(encoding="ascii"))
+        descriptor = os.pidfd_open(pid)
+    except (OSError, ValueError, StopIteration) as error:
+        log.warning("the switch's receive buffers stay small: its process is not known: %s", error)
+        return set()
+    try:
+        found = set(_deepened(pid, descriptor, interfaces))
+    except OSError as error:
+        log.warning("the switch's receive buffers stay small: %s", error)
+        return set()
+    finally:
+        os.close(descriptor)
+    log.info("%d of %d ports have receive buffers of %d bytes", len(found), len(interfaces), BUFFER_BYTES)
+    return found
+
+
+def _deepened(pid: int, descriptor: int, interfaces: set[str]) -> Iterator[str]:
+    for entry in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):
+            if not os.readlink(f"/proc/{pid}/fd/{entry}").startswith("socket:"):
+                continue
+            name = _deepen_one(descriptor, int(entry), interfaces)
+            if name is not None:
+                yield name
+
+
+def _deepen_one(descriptor: int, number: int, interfaces: set[str]) -> str | None:
+    """Enlarge the buffer of one socket if it is a packet socket of ours; return its interface."""
+    copy = _LIBC.syscall(_SYS_PIDFD_GETFD, descriptor, number, 0)
+    if copy < 0:
+        code = ctypes.get_errno()
+        if code == errno.EBADF:  # closed meanwhile
+            return None
+        raise OSError(code, os.strerror(code))
+    with socket.socket(fileno=copy) as sock:
+        if sock.family != socket.AF_PACKET:
+            return None
+        name = str(sock.getsockname()[0])
+        if name not in interfaces:
+            return None
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER_BYTES)
+        return name
