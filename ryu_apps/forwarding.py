@@ -357,6 +357,15 @@ class Forwarding:
             self._ensure(flow.pair)
             self._routes.end(self._clock(), route)
 
+    def follow(self, flow: Flow) -> None:
+        """Give a traffic class rules of its own on its pair's way, or its pin's, from now on."""
+        self._apply(flow)
+
+    def unfollow(self, flow: Flow) -> None:
+        """Take a class's own rules off again, unless it is pinned."""
+        if flow not in self._pinned:
+            self.release(flow)
+
     def _apply(self, flow: Flow) -> None:
         """Bring a flow on its way now, if its hosts are known and it is not on it or coming there."""
         if not {flow.src, flow.dst} <= self._network.hosts.keys():

@@ -51,6 +51,7 @@ class NetworkManager(app_manager.RyuApp):  # type: ignore[misc]
             pin_views=self._parts.pin_views,
             access=rules,
             views=self._parts.views,
+            own_traffic=self._parts.own_traffic,
             events=self._parts.events,
             metrics=self._parts.metrics,
             effort=self._parts.effort,

@@ -26,6 +26,7 @@ from ryu_apps.limits import PortLimits
 from ryu_apps.metrics import Metrics
 from ryu_apps.monitor import Monitor
 from ryu_apps.options import Options
+from ryu_apps.own_traffic import OwnTraffic
 from ryu_apps.pin_views import PinViews
 from ryu_apps.pins import PinFile
 from ryu_apps.probe import Kind
@@ -82,6 +83,7 @@ class Parts:
             first_number=int.from_bytes(key[2:6], "big"),
         )
         self.takeover = Takeover(self.network, signals, arp=self.arp, forwarding=self.forwarding)
+        self.own_traffic = OwnTraffic(self.network, signals, forwarding=self.forwarding, clock=clock)
         self.views = Views(
             network=self.network,
             prober=self.prober,
@@ -91,6 +93,7 @@ class Parts:
             forwarding=self.forwarding,
             capacities=capacities,
             goodputs=Goodputs(),
+            own_traffic=self.own_traffic,
             clock=clock,
         )
         self.steering = Steering(
@@ -184,6 +187,7 @@ class Parts:
             self.takeover.listed(now, dpid, entries, more=more)
         else:
             self.flow_counters.replied(dpid, entries, more=more)
+            self.own_traffic.counted(dpid, entries)
 
     def packet_arrived(self, now: float, frame: bytes, dpid: int, port: int) -> None:
         """Take a packet that a switch sent up; malformed ones and floods are counted and ignored."""

@@ -13,6 +13,7 @@ from ryu_apps.forwarding import Forwarding
 from ryu_apps.goodputs import Goodputs, Transfer
 from ryu_apps.loss import NOTHING, RAW_WINDOW_S, WINDOW_S, Tally
 from ryu_apps.monitor import Monitor
+from ryu_apps.own_traffic import OwnTraffic, cross_traffic
 from ryu_apps.packets import mac_text
 from ryu_apps.paths import Hop, LinkValues, combine
 from ryu_apps.prober import Prober, Stream
@@ -38,6 +39,7 @@ class Views:
         forwarding: Forwarding,
         capacities: ConfiguredCapacities,
         goodputs: Goodputs,
+        own_traffic: OwnTraffic,
         clock: Callable[[], float],
     ) -> None:
         self._network = network
@@ -48,6 +50,7 @@ class Views:
         self._forwarding = forwarding
         self._capacities = capacities
         self._goodputs = goodputs
+        self._own_traffic = own_traffic
         self._clock = clock
 
     def health(self) -> Document:
@@ -151,6 +154,7 @@ class Views:
 
     def _link(self, now: float, link_id: str, what: Hop | Host, to_host: bool) -> Document:
         values = self.values(now, link_id, what, to_host)
+        own = self._own_traffic.rate(now, what, to_host=to_host)
         source, target = _endpoints(what, to_host)
         return {
             "id": link_id,
@@ -159,6 +163,8 @@ class Views:
             "up": True,
             **{metric: getattr(values, metric).as_json() for metric in METRICS},
             "estimated_capacity_bps": self.estimate(now, what).as_json(),
+            "own_bps": own.as_json(),
+            "cross_traffic_bps": cross_traffic(values.used_bps, own).as_json(),
         }
 
     def all_values(self) -> dict[str, LinkValues]:

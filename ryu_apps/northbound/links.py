@@ -54,6 +54,8 @@ def _capacity(body: object) -> float | None:
     return None if value is None else float(value)
 
 
+_MORE = ("estimated_capacity_bps", "own_bps", "cross_traffic_bps")
+
 SCHEMAS: dict[str, Schema] = {
     "Switch": record(
         dpid=DPID,
@@ -76,9 +78,9 @@ SCHEMAS: dict[str, Schema] = {
             "dst": ref("Endpoint"),
             "up": {"const": True},
             **METRICS,
-            "estimated_capacity_bps": ref("Measurement"),
+            **{name: ref("Measurement") for name in _MORE},
         },
-        "required": ["id", "src", "dst", "up", *METRICS, "estimated_capacity_bps"],
+        "required": ["id", "src", "dst", "up", *METRICS, *_MORE],
     },
     "Links": record(generated_at=TIME, links=listing(ref("Link"))),
     "Capacity": record(

@@ -13,6 +13,7 @@ from ryu_apps.northbound import (
     ietf_topology,
     links,
     openapi,
+    own_traffic,
     paths,
     schemas,
     status,
@@ -21,7 +22,7 @@ from ryu_apps.northbound import (
 from ryu_apps.northbound.http import document
 from ryu_apps.northbound.routes import BASE, Answer, Api, Request, Route
 
-_GROUPS = (status, links, paths, steering, goodput, events, alto, ietf_topology)
+_GROUPS = (status, links, paths, steering, goodput, own_traffic, events, alto, ietf_topology)
 
 
 def _openapi(api: Api, request: Request) -> Response:

@@ -17,6 +17,7 @@ from ryu_apps.errors import MethodNotAllowedError, NotFoundError, RequestError
 from ryu_apps.events import EventStream
 from ryu_apps.metrics import Metrics
 from ryu_apps.northbound.http import problem
+from ryu_apps.own_traffic import OwnTraffic
 from ryu_apps.pin_views import PinViews
 from ryu_apps.steering import Steering
 from ryu_apps.views import Views
@@ -34,6 +35,7 @@ class Api:
 
     access: Access
     views: Views
+    own_traffic: OwnTraffic
     events: EventStream
     metrics: Metrics
     steering: Steering

@@ -43,6 +43,7 @@ class Client:
             Api(
                 access=Access(token=TOKEN, reads_need_token=False),
                 views=parts.views,
+                own_traffic=parts.own_traffic,
                 steering=parts.steering,
                 pin_views=parts.pin_views,
                 events=parts.events,

@@ -44,7 +44,16 @@ def shape(value: Any) -> Any:
 
 def check_measurement(value: dict[str, Any]) -> str:
     assert (value["value"] is None) == (value["reason"] is not None)
-    known = {"probe", "echo", "counters", "packet_train", "configuration", "derived", "transfers"}
+    known = {
+        "probe",
+        "echo",
+        "counters",
+        "packet_train",
+        "configuration",
+        "derived",
+        "transfers",
+        "flow_counters",
+    }
     assert value["source"] in known
     assert isinstance(value["samples"], int)
     for name in ("value", "raw", "low", "high", "age_s"):

@@ -1,0 +1,131 @@
+"""What is declared as the orchestrator's own is counted apart from what others send."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from northbound_client import BASE, H1, H4, Client
+from ryu.ofproto import ofproto_v1_3 as protocol
+
+PATH = f"{BASE}/own-traffic"
+OWN = {"classes": [{"protocol": "tcp", "port": 7000}]}
+TO_H4 = f"0000000000000004.11-{H4}"
+
+
+@pytest.fixture
+def client() -> Client:
+    """A network in which the two hosts have talked."""
+    client = Client()
+    client.world.say(H1, H4)
+    client.world.advance(1.0)
+    return client
+
+
+def declare(client: Client, body: Any = OWN, **options: Any) -> Any:
+    answer = client.ask(PATH, method="PUT", body=json.dumps(body).encode(), **options)
+    client.world.advance(3.0)
+    return answer
+
+
+def own_rules(client: Client) -> list[Any]:
+    routes = client.world.parts.forwarding._routes
+    return [route for route in routes if route.flow.traffic_class is not None and not route.ending]
+
+
+def entry(*, cookie: int, in_port: int, out_port: int, seconds: float, sent: int, port: int = 7000) -> Any:
+    action = SimpleNamespace(type=protocol.OFPAT_OUTPUT, port=out_port)
+    return SimpleNamespace(
+        cookie=cookie,
+        match={"in_port": in_port, "ip_proto": 6, "tcp_dst": port},
+        instructions=[SimpleNamespace(actions=[action])],
+        duration_sec=int(seconds),
+        duration_nsec=0,
+        byte_count=sent,
+    )
+
+
+def carry(client: Client, *, own_bps: float, port: int = 7000) -> None:
+    """Let a rule at the last switch carry so much for some seconds."""
+    for second in range(6):
+        client.world.now += 1.0
+        sent = int(second * own_bps / 8)
+        rule = entry(cookie=9, in_port=2, out_port=11, seconds=10 + second, sent=sent, port=port)
+        client.world.parts.own_traffic.counted(4, [rule])
+        client.world.parts.monitor.sent(4, 11).add(client.world.now, 50.0 + second, second * 1_000_000)
+
+
+def test_nothing_is_added_while_nothing_is_declared(client: Client) -> None:
+    assert client.get(PATH) == {"classes": []}
+    assert own_rules(client) == []
+    link = client.get(f"{BASE}/links/{TO_H4}")
+    assert "PUT own-traffic" in link["own_bps"]["reason"]
+    assert "PUT own-traffic" in link["cross_traffic_bps"]["reason"]
+
+
+def test_a_declared_class_gets_rules_on_the_way_of_every_pair(client: Client) -> None:
+    assert declare(client).json == OWN
+    routes = own_rules(client)
+    flows = {(route.flow.src, route.flow.dst, route.flow.traffic_class.dst_port) for route in routes}
+    assert flows == {(H1, H4, 7000), (H1, H4, None), (H4, H1, 7000), (H4, H1, None)}
+    pairs = client.world.parts.forwarding._routes
+    assert all(route.complete and route.way == pairs.get(route.flow.pair).way for route in routes)
+
+
+def test_what_was_declared_before_loses_its_rules(client: Client) -> None:
+    declare(client)
+    assert declare(client, {"classes": []}).json == {"classes": []}
+    client.world.advance(10.0)
+    assert own_rules(client) == []
+
+
+def test_a_pair_that_begins_to_talk_later_is_counted_too() -> None:
+    client = Client()
+    declare(client)
+    assert own_rules(client) == []
+    client.world.say(H1, H4)
+    client.world.advance(2.0)
+    assert len(own_rules(client)) == 4
+
+
+def test_cross_traffic_is_what_others_use(client: Client) -> None:
+    declare(client)
+    carry(client, own_bps=6e6)
+    link = client.get(f"{BASE}/links/{TO_H4}")
+    assert link["own_bps"]["value"] == pytest.approx(6e6)
+    assert link["used_bps"]["value"] == pytest.approx(8e6)
+    assert link["cross_traffic_bps"]["value"] == pytest.approx(2e6)
+
+
+def test_traffic_of_other_ports_is_not_the_orchestrators(client: Client) -> None:
+    declare(client)
+    carry(client, own_bps=6e6, port=80)
+    link = client.get(f"{BASE}/links/{TO_H4}")
+    assert link["own_bps"]["value"] == 0.0
+    assert link["cross_traffic_bps"]["value"] == pytest.approx(8e6)
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        ([], "exactly one key"),
+        ({"classes": 7}, "exactly one key"),
+        ({"classes": [7]}, "a class must be a map"),
+        ({"classes": [{"protocol": "icmp", "port": 1}]}, "protocol is 'icmp'; it is tcp or udp"),
+        ({"classes": [{"protocol": ["tcp"], "port": 1}]}, "protocol is"),
+        ({"classes": [{"protocol": "tcp", "port": 0}]}, "port is '0'"),
+        ({"classes": [{"protocol": "tcp", "port": True}]}, "port is 'True'"),
+        ({"classes": [{"protocol": "tcp", "port": port} for port in range(1, 7)]}, "4 are the most"),
+    ],
+)
+def test_wrong_declarations_get_one_clear_problem(client: Client, body: Any, detail: str) -> None:
+    answer = declare(client, body)
+    assert answer.status_int == 400
+    assert detail in answer.json["detail"]
+    assert client.get(PATH) == {"classes": []}
+
+
+def test_only_who_has_the_token_declares(client: Client) -> None:
+    assert declare(client, token=None).status_int == 401
