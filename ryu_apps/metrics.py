@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from ryu_apps.discovery import Network, dpid_text
 from ryu_apps.effort import Effort
 from ryu_apps.monitor import Monitor
+from ryu_apps.steering import State, Steering
 from ryu_apps.views import Views
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -26,12 +28,14 @@ class Metrics:
         monitor: Monitor,
         views: Views,
         effort: Effort,
+        steering: Steering,
         counts: Callable[[], dict[str, float]],
     ) -> None:
         self._network = network
         self._monitor = monitor
         self._views = views
         self._effort = effort
+        self._steering = steering
         self._counts = counts
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -45,6 +49,7 @@ class Metrics:
         yield from self._port_metrics()
         yield from self._link_metrics()
         yield from self._effort_metrics()
+        yield self._pin_metric()
         for name, value in sorted(self._counts().items()):
             yield CounterMetricFamily(f"utopia_{name}", "Count since the controller started", value=value)
 
@@ -82,6 +87,18 @@ class Metrics:
         for name, value in self._effort.as_json().items():
             if isinstance(value, float):
                 yield GaugeMetricFamily(f"utopia_effort_{name}", "Over the last seconds", value=value)
+
+    def _pin_metric(self) -> Metric:
+        """Return how many directions of pins stand how."""
+        family = GaugeMetricFamily("utopia_pin_directions", "Pinned directions by state", labels=["state"])
+        stand = Counter(
+            self._steering.state(self._steering.direction(flow))[0]
+            for pin in self._steering.pins
+            for flow in pin.flows
+        )
+        for state in State:
+            family.add_metric([state.value], stand[state])
+        return family
 
 
 def _figures(link: dict[str, Any]) -> Iterator[tuple[str, float]]:

@@ -129,6 +129,7 @@ class Parts:
             monitor=self.monitor,
             views=self.views,
             effort=self.effort,
+            steering=self.steering,
             counts=self.counts,
         )
         self._malformed = 0

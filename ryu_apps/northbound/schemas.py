@@ -88,6 +88,7 @@ SCHEMAS: dict[str, Schema] = {
     "Endpoint": {"oneOf": [ref("SwitchEnd"), ref("HostEnd")]},
     "LinkId": {
         "type": "string",
+        "pattern": r"^[0-9a-f]+(\.[0-9]+)+-[0-9a-f]+(\.[0-9]+)+$",
         "description": "source-destination, each <dpid>.<port> or an IPv4 address",
         "examples": ["00000000000000c1.3-0000000000000011.1", "198.18.0.11-0000000000000011.4"],
     },

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
-from northbound_client import BASE, LINK, Client
+from northbound_client import BASE, H1, H4, LINK, Client
 from prometheus_client.parser import text_string_to_metric_families
 
 GAUGE_NAMES = {
@@ -69,6 +70,21 @@ def test_what_measuring_costs_is_in_the_metrics_and_in_the_rest(
         if isinstance(value, float) and name != "generated_at":
             assert families[f"utopia_effort_{name}"].samples[0].value == pytest.approx(value)
     assert families["utopia_probes_sent"].type == "counter"
+
+
+def test_pins_are_counted_by_how_they_stand(client: Client) -> None:
+    def directions() -> dict[str, float]:
+        parsed = text_string_to_metric_families(client.ask("/metrics").text)
+        family = next(item for item in parsed if item.name == "utopia_pin_directions")
+        return {sample.labels["state"]: sample.value for sample in family.samples}
+
+    assert set(directions().values()) == {0}
+    body = json.dumps({"src": H1, "dst": H4, "objective": {"delay": 1}, "both_directions": True}).encode()
+    pin = client.ask(f"{BASE}/paths", method="POST", body=body)
+    assert pin.status_int == 201, pin.text
+    assert sum(directions().values()) == 2
+    assert client.ask(f"{BASE}/paths/{pin.json['id']}", method="DELETE").status_int == 200
+    assert set(directions().values()) == {0}
 
 
 def test_port_counters_have_the_names_and_labels_of_gauge(client: Client) -> None:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import random
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
-from northbound_client import BASE, H1, H4, LINK, TOKEN, Client
+from northbound_client import BASE, H1, H4, LINK, TOKEN, Client, Request, WSGIApplication
 from openapi_spec_validator import validate
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from ryu_apps.access import Access
+from ryu_apps.northbound import NorthboundController
 from ryu_apps.northbound.registry import ROUTES, openapi_document
 
 STREAM = f"{BASE}/events"
 """Never ends, so it is not fuzzed."""
 FUZZ = settings(
-    max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 SENT = [
     (route.method, route.path, mode)
@@ -87,6 +91,18 @@ def test_real_answers_follow_the_document(client: Client, path: str, template: s
     assert answer.status_int == 200
     content = openapi_document()["paths"][template]["get"]["responses"]["200"]["content"]
     check(answer.json, content[answer.content_type]["schema"])
+
+
+@pytest.mark.parametrize(("method", "path"), [(route.method, route.path) for route in ROUTES])
+def test_where_reads_need_the_token_nothing_is_told_without_it(method: str, path: str) -> None:
+    api = SimpleNamespace(access=Access(token=TOKEN, reads_need_token=True))  # a handler would fail on it
+    app = WSGIApplication()
+    app.register(NorthboundController, api)
+    request = Request.blank(re.sub(r"{\w+}", "x", path), method=method)
+    answer = request.get_response(app)
+    assert answer.status_int == 401
+    assert answer.headers["WWW-Authenticate"].startswith("Bearer ")
+    assert answer.content_type == "application/problem+json"
 
 
 def test_a_schema_refuses_what_breaks_it(client: Client) -> None:
