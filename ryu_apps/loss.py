@@ -53,11 +53,13 @@ class Tally:
         """How many packets, each lost or not by chance alone, would tell as much.
 
         The variance of the ratio, ratio (1 - ratio) / sent, grows by `variance` / sent^2. The ratio in it is
-        drawn towards one half (Agresti and Coull 1998), so that none lost is not taken for no doubt.
+        drawn towards one half (Agresti and Coull 1998), so that none lost is not taken for no doubt, and is
+        at least what the variance leaves possible.
         """
         if self.sent <= 0:
             return 0.0
-        ratio = (self.ratio * self.sent + 2) / (self.sent + 4)
+        drawn = (self.ratio * self.sent + 2) / (self.sent + 4)
+        ratio = min(0.5, max(drawn, Z * math.sqrt(self.variance) / self.sent))
         return self.sent / (1 + self.variance / (self.sent * ratio * (1 - ratio)))
 
 

@@ -27,6 +27,19 @@ class _OwnBytes:
     rx: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortPackets:
+    """How many packets a port has carried since it came up, `duration_s` ago."""
+
+    tx: int
+    rx: int
+    duration_s: float
+
+
+PortReader = Callable[[float, int, int, PortPackets], None]
+"""Takes (Unix time, datapath id, port, packets)."""
+
+
 class _PortCounters:
     """The two directions of one port."""
 
@@ -54,6 +67,8 @@ class Monitor:
         self._sleep = sleep
         self._ports: dict[tuple[int, int], _PortCounters] = {}
         self._asked: dict[tuple[int, int], tuple[_OwnBytes, Callable[[PortCount], None]]] = {}
+        self.readers: dict[tuple[int, int], PortReader] = {}
+        """Who is told of every reply about a port."""
         signals.connect(Change.PORT_UP, self._port_up)
         signals.connect(Change.PORT_DOWN, self._port_down)
 
@@ -98,6 +113,7 @@ class Monitor:
 
     def replied(self, now: float, dpid: int, transaction: int, body: list[Any]) -> None:
         """Take a counter reply in; the packet trains of ours that it holds are left out."""
+        self._tell(now, dpid, body)
         asked = self._asked.pop((dpid, transaction), None)
         if asked is not None:
             own, take = asked
@@ -122,6 +138,14 @@ class Monitor:
                 "of_port_tx_errors": entry.tx_errors,
                 "of_port_rx_errors": entry.rx_errors,
             }
+
+    def _tell(self, now: float, dpid: int, body: list[Any]) -> None:
+        for entry in body:
+            read = self.readers.get((dpid, entry.port_no))
+            if read is not None:
+                duration_s = entry.duration_sec + entry.duration_nsec * 1e-9
+                packets = PortPackets(tx=entry.tx_packets, rx=entry.rx_packets, duration_s=duration_s)
+                read(now, dpid, entry.port_no, packets)
 
     def add_own(self, dpid: int, port: int, *, tx: float = 0.0, rx: float = 0.0) -> None:
         """Note how many bytes of a packet train of ours a port has sent or received."""

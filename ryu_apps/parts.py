@@ -22,6 +22,7 @@ from ryu_apps.events import EventStream
 from ryu_apps.flowcounters import FlowCounters
 from ryu_apps.forwarding import Forwarding
 from ryu_apps.goodputs import Goodputs
+from ryu_apps.hostcounters import HostCounters
 from ryu_apps.limits import PortLimits
 from ryu_apps.metrics import Metrics
 from ryu_apps.monitor import Monitor
@@ -61,6 +62,7 @@ class Parts:
         self.flow_counters = FlowCounters(
             self.network, signals, options, prober=self.prober, clock=clock, sleep=sleep
         )
+        self.host_counters = HostCounters(self.network, signals, prober=self.prober, monitor=self.monitor)
         self.trains = Trains(
             self.network,
             signals,
@@ -89,6 +91,7 @@ class Parts:
             prober=self.prober,
             monitor=self.monitor,
             flow_counters=self.flow_counters,
+            host_counters=self.host_counters,
             trains=self.trains,
             forwarding=self.forwarding,
             capacities=capacities,
@@ -160,6 +163,7 @@ class Parts:
             **{f"forwarding_{name}": value for name, value in self.forwarding.counts.items()},
             **{f"flow_counters_{name}": value for name, value in self.flow_counters.counts.items()},
             **{f"takeover_{name}": value for name, value in self.takeover.counts.items()},
+            **{f"host_counters_{name}": value for name, value in self.host_counters.counts.items()},
             **{f"arp_{name}": value for name, value in self.arp.counts.items()},
             **{f"connections_{name}": value for name, value in self.connection_counts.items()},
             **{f"steering_{name}": value for name, value in self.steering.counts.items()},

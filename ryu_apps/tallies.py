@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass
+from statistics import median
 
 from ryu_apps.loss import NOTHING, WINDOW_S, Tally
 
@@ -18,9 +19,12 @@ WRAP = 1 << 64
 KEEP_S = WINDOW_S + 15.0
 MAX_READINGS = 256
 MAX_PENDING = 8
-START_CHOICE = 5
-END_CHOICE = 3
-"""A window may begin and end at any of so many readings: the surest are taken."""
+END_MARKS = 5
+"""So many readings together say how many packets were missing when a window began, and when it ended."""
+LEAST_SHOWN = 12
+MAD_TO_SD = 1.4826
+MEDIAN_COST = 2.5
+"""The variance of a median against that of a mean: pi/2, and more as neighbouring marks go together."""
 DISPERSION_SMOOTHING = 1 / 8
 
 
@@ -175,16 +179,53 @@ class CounterPair:
         return total
 
     def _between(self, marks: list[_Mark]) -> Tally:
-        """Return the tally between the surest of the first and of the last marks."""
+        """Return the tally from the first few marks to the last few."""
         if len(marks) < 2:
             return NOTHING
-        choices = min(START_CHOICE, max(1, len(marks) // 8))
-        start = min(marks[:choices], key=self._variance)
-        end = min(reversed(marks[-min(END_CHOICE, choices) :]), key=self._variance)
-        sent, received = end.sent.packets - start.sent.packets, end.received - start.received
-        if sent <= 0:
+        choices = min(END_MARKS, max(1, len(marks) // 4))
+        first, last = marks[:choices], marks[-choices:]
+        start, end = first[0].sent.packets, last[-1].sent.packets
+        if end <= start:
             return NOTHING
-        return Tally(sent=sent, lost=sent - received, variance=self._variance(start) + self._variance(end))
+        slope = (_missing(last) - _missing(first)) / max(1.0, _sent(last) - _sent(first))
+        lost = _missing_at(last, end, slope) - _missing_at(first, start, slope)
+        share = MEDIAN_COST / choices if choices > 2 else 1.0
+        variance = share * (self._variance(marks, first) + self._variance(marks, last))
+        return Tally(sent=end - start, lost=lost, variance=variance)
 
-    def _variance(self, mark: _Mark) -> float:
-        return self.sent.dispersion * mark.sent.chance + mark.sent.shift
+    def _variance(self, marks: list[_Mark], end: list[_Mark]) -> float:
+        """Return the variance of what one mark of an end of the window says.
+
+        It is what the marks there promise or, if that is more, what all marks of the window show: how far
+        each is off the middle between its neighbours, a median, as one that is far off does not count either.
+        """
+        enough = len(marks) >= LEAST_SHOWN
+        dispersion = 1.0 if enough else self.sent.dispersion
+        promised = median(dispersion * mark.sent.chance + mark.sent.shift for mark in end)
+        return max(promised, _shown(marks)) if enough else promised
+
+
+def _shown(marks: list[_Mark]) -> float:
+    missing = [mark.sent.packets - mark.received for mark in marks]
+    off = [
+        abs(middle - (before + after) / 2)
+        for before, middle, after in zip(missing, missing[1:], missing[2:], strict=False)
+    ]
+    return (MAD_TO_SD * median(off)) ** 2 / 1.5
+
+
+def _missing_at(marks: list[_Mark], sent: float, slope: float) -> float:
+    """Return how many packets were missing when `sent` had been sent.
+
+    The median of what each mark says, carried on by `slope` (lost per sent): one reading of a wrong moment,
+    or in the middle of a burst, does no harm.
+    """
+    return median(mark.sent.packets - mark.received - slope * (mark.sent.packets - sent) for mark in marks)
+
+
+def _missing(marks: list[_Mark]) -> float:
+    return median(mark.sent.packets - mark.received for mark in marks)
+
+
+def _sent(marks: list[_Mark]) -> float:
+    return median(mark.sent.packets for mark in marks)

@@ -11,7 +11,8 @@ from ryu_apps.errors import NotFoundError
 from ryu_apps.flowcounters import FlowCounters
 from ryu_apps.forwarding import Forwarding
 from ryu_apps.goodputs import Goodputs, Transfer
-from ryu_apps.loss import NOTHING, RAW_WINDOW_S, WINDOW_S, Tally
+from ryu_apps.hostcounters import HostCounters, Report
+from ryu_apps.loss import RAW_WINDOW_S, WINDOW_S, Tally
 from ryu_apps.monitor import Monitor
 from ryu_apps.own_traffic import OwnTraffic, cross_traffic
 from ryu_apps.packets import mac_text
@@ -26,7 +27,7 @@ Document = dict[str, Any]
 
 
 class Views:
-    """Read the state of all parts; change none but the configured capacities and goodputs."""
+    """Read the state of all parts; change only what operators and hosts tell."""
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class Views:
         prober: Prober,
         monitor: Monitor,
         flow_counters: FlowCounters,
+        host_counters: HostCounters,
         trains: Trains,
         forwarding: Forwarding,
         capacities: ConfiguredCapacities,
@@ -46,6 +48,7 @@ class Views:
         self._prober = prober
         self._monitor = monitor
         self._flow_counters = flow_counters
+        self._host_counters = host_counters
         self._trains = trains
         self._forwarding = forwarding
         self._capacities = capacities
@@ -92,6 +95,16 @@ class Views:
         self._capacities.put(self._clock(), link_id, capacity_bps)
         return self.link(link_id)
 
+    def report(self, ip: str, report: Report) -> Document:
+        """Take in what a known host's interface has carried; return both directions of its link."""
+        now, host = self._clock(), self._network.hosts[ip]
+        self._host_counters.report(now, host, report)
+        ends = ((from_host_id(host), False), (to_host_id(host), True))
+        return {
+            "generated_at": now,
+            "links": [self._link(now, link_id, host, to_host) for link_id, to_host in ends],
+        }
+
     def _find(self, link_id: str) -> tuple[str, Hop | Host, bool]:
         for end in self._ends():
             if end[0] == link_id:
@@ -125,7 +138,7 @@ class Views:
             loss = unknown("no probes are sent over the link", source="probe", unit="ratio")
         else:
             delay, jitter = stream.delay.delay(now), stream.delay.jitter(now)
-            counted = [self._counted(now, what, window_s) for window_s in (WINDOW_S, RAW_WINDOW_S)]
+            counted = [self._counted(now, what, to_host, window_s) for window_s in (WINDOW_S, RAW_WINDOW_S)]
             loss = stream.loss.loss(now, *counted)
         return LinkValues(
             id=link_id,
@@ -137,9 +150,11 @@ class Views:
             available_bps=available(capacity, used),
         )
 
-    def _counted(self, now: float, what: Hop | Host, window_s: float) -> Tally:
+    def _counted(self, now: float, what: Hop | Host, to_host: bool, window_s: float) -> Tally:
         """Return what counters at both ends of a link say."""
-        return self._flow_counters.tally(now, what, window_s) if isinstance(what, Hop) else NOTHING
+        if isinstance(what, Hop):
+            return self._flow_counters.tally(now, what, window_s)
+        return self._host_counters.tally(now, what.ip, to_host=to_host, window_s=window_s)
 
     def _sources(self, what: Hop | Host, to_host: bool) -> tuple[Stream | None, CounterRate, str]:
         if isinstance(what, Hop):

@@ -10,6 +10,7 @@ from ryu_apps.northbound import (
     alto,
     events,
     goodput,
+    hosts,
     ietf_topology,
     links,
     openapi,
@@ -22,7 +23,7 @@ from ryu_apps.northbound import (
 from ryu_apps.northbound.http import document
 from ryu_apps.northbound.routes import BASE, Answer, Api, Request, Route
 
-_GROUPS = (status, links, paths, steering, goodput, own_traffic, events, alto, ietf_topology)
+_GROUPS = (status, links, hosts, paths, steering, goodput, own_traffic, events, alto, ietf_topology)
 
 
 def _openapi(api: Api, request: Request) -> Response:
