@@ -18,7 +18,7 @@ from ryu_apps.views import Views
 
 INTERVAL_S = 0.5
 SHARE = 0.25
-FLOORS = {"delay_s": 0.002, "capacity_bps": 1e5, "available_bps": 1e5}
+FLOORS = {"delay_s": 0.002, "capacity_bps": 1e5, "used_bps": 1e5, "available_bps": 1e5}
 """Changes smaller than this are noise, whatever their share."""
 
 

@@ -191,6 +191,45 @@ def test_a_degraded_link_shows_within_seconds(net: Status, spec: NetworkSpec) ->
     )
 
 
+def test_a_rate_that_halves_and_traffic_that_begins_show_without_being_asked_for(
+    net: Status, spec: NetworkSpec
+) -> None:
+    rate_bps = spec.link("h2-g2").a_to_b.rate_bps
+    link = next(item for item in nb("/links")["links"] if item["src"].get("ip") == host(net, "h2")["ip"])
+
+    def shows(metric: str, wanted: float) -> bool:
+        value = nb(f"/links/{link['id']}")[metric]["value"]
+        return value is not None and abs(value / wanted - 1) <= RATIO
+
+    assert eventually(lambda: shows("estimated_capacity_bps", rate_bps), seconds=30)
+    client = testbed.Client(PREFIX)
+    client.degrade("h2-g2", rate_bps=rate_bps / 2)
+    try:
+        assert eventually(lambda: shows("estimated_capacity_bps", rate_bps / 2), seconds=15)
+        assert shows("available_bps", rate_bps / 2)
+    finally:
+        client.restore("h2-g2")
+    assert eventually(lambda: shows("estimated_capacity_bps", rate_bps), seconds=15)
+    sender = inside(net, "h2", "python3", "-c", steady_traffic(host(net, "h1")["ip"], 0.4 * rate_bps, 8))
+    assert eventually(lambda: shows("used_bps", 0.4 * rate_bps), seconds=8)
+    assert shows("available_bps", 0.6 * rate_bps)
+    assert sender.wait(timeout=20) == 0, sender.stdout and sender.stdout.read()
+
+
+def steady_traffic(ip: str, rate_bps: float, seconds: float) -> str:
+    """Return a program that sends datagrams at a rate, counted with their Ethernet headers."""
+    return (
+        "import socket, time\n"
+        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        f"start, sent, rate = time.monotonic(), 0, {rate_bps / 8 / 1242!r}\n"
+        f"while (now := time.monotonic()) < start + {seconds!r}:\n"
+        "    while sent < (now - start) * rate:\n"
+        f"        s.sendto(bytes(1200), ('{ip}', 9))\n"
+        "        sent += 1\n"
+        "    time.sleep(0.005)\n"
+    )
+
+
 def test_traffic_goes_round_a_link_that_fails_and_returns(net: Status, spec: NetworkSpec) -> None:
     ends = f"src={host(net, 'orch')['ip']}&dst={host(net, 'h1')['ip']}"
     link = spec.link("g1-c1")
