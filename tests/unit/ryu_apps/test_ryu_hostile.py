@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import pytest
 from ryu_world import KEY, FakeSwitch, World
@@ -220,3 +221,20 @@ def test_a_switch_whose_old_connection_is_silent_takes_its_place(world: World) -
     assert first.closed
     assert world.parts.network.switches[4].datapath is world.switches[4]
     assert counts(world, "connections_replaced_switches") == 1
+
+
+def test_counters_that_never_come_make_values_unknown_with_a_reason(world: World) -> None:
+    counters = world.parts.monitor
+    entry = SimpleNamespace(
+        port_no=2,
+        duration_sec=100,
+        duration_nsec=0,
+        **{f"{way}_{what}": 0 for way in ("tx", "rx") for what in ("bytes", "packets", "dropped", "errors")},
+    )
+    for second in range(3):
+        entry.duration_sec = 100 + second
+        counters.replied(world.now + second, 1, 0, [entry])
+    assert counters.sent(1, 2).rate(world.now + 3).value == 0
+    stale = counters.sent(1, 2).rate(world.now + 30)
+    assert stale.value is None
+    assert "no counter reply for 28 s" in (stale.reason or "")
