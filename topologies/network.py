@@ -13,7 +13,7 @@ from mininet.log import setLogLevel
 from mininet.net import Mininet
 from mininet.node import RemoteController
 
-from topologies import ovs, receive_buffers
+from topologies import ovs, userspace_switch
 from topologies.edge_cloud import EdgeCloud
 from topologies.errors import TestbedError
 from topologies.processes import tail
@@ -59,7 +59,8 @@ class Network(Mininet):  # type: ignore[misc]
         self.start()
         self._check_bridges()
         if self.datapath == "user":
-            receive_buffers.deepen(self._port_names())
+            userspace_switch.deepen(self._port_names())
+            userspace_switch.hurry()
 
     def shells(self) -> dict[str, int]:
         """Return the process that holds each node."""

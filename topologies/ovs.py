@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from topologies import shell
+from topologies import shell, userspace_switch
 from topologies.errors import CommandError, TopologyError
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,12 @@ def broken_ports(wanted: set[str]) -> list[str]:
 
 
 def delete_bridges(names: Sequence[str]) -> None:
-    """Delete bridges, in one transaction; those that are gone already are skipped."""
+    """Delete bridges, in one transaction; those that are gone already are skipped.
+
+    With the last bridge of the machine goes what was done to have the switch keep up.
+    """
     if names:
         words: Iterable[str] = (word for name in names for word in ("--", "--if-exists", "del-br", name))
         shell.run(["ovs-vsctl", "--timeout=20", *words])
+        if not shell.run(["ovs-vsctl", "--timeout=5", "list-br"]).split():
+            userspace_switch.rest()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from scenarios.schema import parse
-from topologies import receive_buffers, state, testbed
+from topologies import state, testbed, userspace_switch
 from topologies.edge_cloud import interface_name
 from topologies.processes import identify
 from topologies.specs import network_spec
@@ -215,10 +215,10 @@ def test_every_port_of_a_userspace_switch_has_room_for_bursts(network, spec):
     switches = {switch.name for switch in spec.switches}
     ends = [end for link in spec.links for end in ((link.a, link.a_port), (link.b, link.b_port))]
     names = {interface_name(PREFIX, node, port) for node, port in ends if node in switches}
-    assert receive_buffers.deepen(names) == names
+    assert userspace_switch.deepen(names) == names
     told = subprocess.run(["ss", "-0", "-m"], capture_output=True, text=True, check=True).stdout
     rooms = dict(re.findall(rf"\*:({PREFIX}-\S+).*?skmem:\(r\d+,rb(\d+)", told, re.DOTALL))
-    assert {name for name in names if int(rooms[name]) < receive_buffers.BUFFER_BYTES} == set()
+    assert {name for name in names if int(rooms[name]) < userspace_switch.BUFFER_BYTES} == set()
 
 
 def test_a_second_up_says_that_it_is_up(network):
