@@ -9,14 +9,20 @@ import re
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
+
+from alto_reader import AltoClient
+
 from scenarios.schema import Scenario, parse
-from topologies import state, testbed
+from topologies import controller_token, state, testbed
 from topologies.specs import LinkKind, NetworkSpec, network_spec
 from topologies.status import Status
 
@@ -173,6 +179,60 @@ def test_a_path_has_the_values_of_its_links(net: Status, spec: NetworkSpec) -> N
     lost = round((1 - (1 - access["value"]) ** 2) * access["samples"])
     assert at_least(lost, access["samples"], round_trip) > IMPLAUSIBLE, (access, round_trip)
     assert at_least(access["samples"] - lost, access["samples"], 1 - round_trip) > IMPLAUSIBLE
+
+
+def test_only_who_has_the_testbeds_token_writes(net: Status, spec: NetworkSpec) -> None:
+    link = spec.link("g1-c1")
+    path = (
+        f"/northbound/v1/links/{spec.switch('g1').dpid}.{link.a_port}-{spec.switch('c1').dpid}.{link.b_port}"
+    )
+    body = {"capacity_bps": link.a_to_b.rate_bps}
+    right = controller_token.headers(PREFIX)
+    assert send("PUT", path, body)[0] == 401
+    assert send("PUT", path, body, {"Authorization": "Bearer a-token-that-is-wrong"})[0] == 401
+    status, answer = send("PUT", path, body, right)
+    assert (status, answer["capacity_bps"]["value"]) == (200, link.a_to_b.rate_bps)
+    token = right["Authorization"].split()[1]
+    logs = [log for log in Path(net.state_dir, "logs").glob("*.log") if token in log.read_text()]
+    commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in net.pids.values()]
+    assert logs == []
+    assert [command for command in commands if token.encode() in command] == []
+
+
+def test_an_alto_client_finds_the_delays_of_the_paths_from_the_directory(net: Status) -> None:
+    def ask(method: str, uri: str, body: Any, kind: str | None) -> tuple[int, str, Any]:
+        request = urllib.request.Request(
+            URL + uri,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={} if kind is None else {"Content-Type": kind},
+            method=method,
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, answer.headers.get_content_type(), json.load(answer)
+
+    orch, h1 = host(net, "orch")["ip"], host(net, "h1")["ip"]
+    alto = AltoClient(ask, "/northbound/v1/alto/directory")
+    costs = alto.endpoint_costs("delay-ow", endpoints={"srcs": [f"ipv4:{orch}"], "dsts": [f"ipv4:{h1}"]})
+    delay_s = nb(f"/paths?src={orch}&dst={h1}")["delay_s"]["value"]
+    assert costs[f"ipv4:{orch}", f"ipv4:{h1}"] == pytest.approx(delay_s * 1e6, rel=RATIO, abs=4000)
+    pids, _tag = alto.network_map()
+    assert sorted(str(prefix) for prefixes in pids.values() for prefix in prefixes) == sorted(
+        f"{item['ip']}/32" for item in net.hosts
+    )
+    assert set(alto.cost_map("delay-ow")[0]) >= {
+        (one, other) for one in pids for other in pids if one != other
+    }
+
+
+def send(method: str, path: str, body: Any, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+    request = urllib.request.Request(
+        URL + path, data=json.dumps(body).encode(), headers=headers or {}, method=method
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
 
 
 def test_a_degraded_link_shows_within_seconds(net: Status, spec: NetworkSpec) -> None:
