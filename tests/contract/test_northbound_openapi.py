@@ -84,6 +84,12 @@ def test_every_route_has_an_operation_and_only_writes_need_the_token() -> None:
         (f"{BASE}/links/{LINK}", f"{BASE}/links/{{link_id}}"),
         (f"{BASE}/paths", f"{BASE}/paths"),
         (f"{BASE}/paths?src={H1}&dst={H4}", f"{BASE}/paths"),
+        (f"{BASE}/effort", f"{BASE}/effort"),
+        (f"{BASE}/pins", f"{BASE}/pins"),
+        (f"{BASE}/alto/directory", f"{BASE}/alto/directory"),
+        (f"{BASE}/alto/networkmap", f"{BASE}/alto/networkmap"),
+        (f"{BASE}/alto/costmap/lossrate", f"{BASE}/alto/costmap/{{cost_metric}}"),
+        ("/restconf/data/ietf-network:networks", "/restconf/data/ietf-network:networks"),
     ],
 )
 def test_real_answers_follow_the_document(client: Client, path: str, template: str) -> None:
