@@ -75,6 +75,31 @@ def test_answers_have_the_shape_of_the_examples(client: Client, name: str, path:
     assert shape(client.get(path)) == shape(example(name))
 
 
+def test_a_pin_has_the_shape_of_its_example() -> None:
+    client = Client()
+    client.world.say(H1, H4)
+    client.world.advance(1.0)
+    wish = {
+        "src": H1,
+        "dst": H4,
+        "traffic_class": {"protocol": "tcp", "dst_port": 7000},
+        "objective": {"delay": 7, "loss": 3},
+        "k": 2,
+    }
+    made = client.ask(f"{BASE}/paths", method="POST", body=json.dumps(wish).encode())
+    assert (made.status_int, made.headers["Location"]) == (201, f"http://localhost{BASE}/pins/p1")
+    client.world.advance(0.5)
+    pin = client.get(f"{BASE}/pins/p1?k=2")
+    assert shape(pin) == shape(example("pin"))
+    assert client.get(f"{BASE}/pins")["pins"][0]["state"] == "installed"
+    assert "alternatives" not in client.get(f"{BASE}/pins/p1")["directions"][0]
+    assert client.ask(f"{BASE}/pins/p1?k=0").status_int == 400
+    assert client.ask(f"{BASE}/paths", method="POST", body=json.dumps(wish).encode()).status_int == 409
+    assert client.ask(f"{BASE}/paths/p1", method="DELETE").json == {"deleted": "p1"}
+    gone = client.ask(f"{BASE}/paths/p1", method="DELETE")
+    assert (gone.status_int, gone.json["detail"]) == (404, "pin p1 is not known; known pins: none")
+
+
 def test_links_of_every_kind_have_the_shape_of_the_examples(client: Client) -> None:
     assert shape(client.get(f"{BASE}/links")) == shape(example("links"))
 

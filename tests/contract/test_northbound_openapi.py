@@ -36,6 +36,7 @@ REAL = {
     "link_id": [LINK, f"{H1}-0000000000000001.11", f"0000000000000004.11-{H4}"],
     "src": [H1, H4],
     "dst": [H1, H4],
+    "pin_id": ["p1", "p2"],
 }
 """Values that name something in the simulated network; random ones only ever find a 404."""
 
