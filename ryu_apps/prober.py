@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from ryu_apps import openflow, packets, probe
+from ryu_apps import openflow, packets, probe, probe_rates
 from ryu_apps.discovery import Host, Network, Port, Switch
 from ryu_apps.errors import ForgedProbeError
 from ryu_apps.loss import LossEstimator
@@ -66,6 +66,8 @@ class Stream:
     target: _Target
     delay: DelayEstimator
     loss: LossEstimator
+    extra_rate: float = 0.0
+    """Probes per second beyond the configured ones, as the link deserves and the limit allows."""
     numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
 
@@ -147,7 +149,8 @@ class Prober:
 
     def _port_rate(self, switch: Switch, port: Port, now: float) -> float:
         if self._network.link_from(switch.dpid, port.number) is not None:
-            return self._options.probe_rate
+            stream = self._ports.get((switch.dpid, port.number))
+            return self._options.probe_rate + (0.0 if stream is None else stream.extra_rate)
         return SEARCH_RATE if now - port.since < SEARCH_S else IDLE_RATE
 
     def _port_down(self, change: tuple[Switch, Port]) -> None:
@@ -165,12 +168,16 @@ class Prober:
 
     def _host_up(self, host: Host) -> None:
         self._host_down(host)
-        target = self._add(lambda now: self._options.echo_rate, lambda now: self._send_echo(host, now))
+        target = self._add(lambda now: self._host_rate(host), lambda now: self._send_echo(host, now))
         self._hosts[host.ip] = Stream(
             target=target,
             delay=DelayEstimator(source="echo"),
             loss=LossEstimator(source="echo", round_trip=True),
         )
+
+    def _host_rate(self, host: Host) -> float:
+        stream = self._hosts.get(host.ip)
+        return self._options.echo_rate + (0.0 if stream is None else stream.extra_rate)
 
     def _host_down(self, host: Host) -> None:
         stream = self._hosts.pop(host.ip, None)
@@ -202,9 +209,26 @@ class Prober:
             self._sleep(min(max(wait_s, BREATH_S), IDLE_S))
 
     def _budget(self, now: float) -> None:
-        """Slow all streams down evenly when together they would exceed the limit."""
+        """Spend what the limit leaves on links that deserve more; slow all down alike when it is exceeded."""
+        linked = [stream for place, stream in self._ports.items() if self._network.link_from(*place)]
+        streams = [*((stream, self._options.probe_rate) for stream in linked)]
+        streams += [(stream, self._options.echo_rate) for stream in self._hosts.values()]
+        for stream, _ in streams:
+            stream.extra_rate = 0.0
         wanted = sum(target.rate(now) for _, _, target in self._queue if not target.closed)
         self._slowdown = max(1.0, wanted / self._options.max_probe_rate)
+        extra = [self._deserved(now, stream, base) - base for stream, base in streams]
+        spare = self._options.max_probe_rate - wanted
+        for (stream, _), rate in zip(streams, probe_rates.shares(extra, spare), strict=True):
+            stream.extra_rate = rate
+
+    def _deserved(self, now: float, stream: Stream, base: float) -> float:
+        return probe_rates.wanted_rate(
+            base,
+            stream.loss.tally(now),
+            round_trip=stream.loss.round_trip,
+            jitter_s=stream.delay.jitter(now).value,
+        )
 
     def _send_next(self, now: float) -> None:
         due, order, target = heapq.heappop(self._queue)
