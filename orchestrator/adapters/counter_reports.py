@@ -16,6 +16,7 @@ from orchestrator.client import ApiError, Client
 log = logging.getLogger(__name__)
 
 _PATH = "/northbound/v1/hosts/counters"
+_HOSTS_PER_REQUEST = 200
 _STOP_S = 5.0
 _MAX_PAUSE_S = 60.0
 
@@ -60,9 +61,10 @@ class CounterReports:
 
     def _report(self, counters: Mapping[str, Mapping[str, Any]]) -> str | None:
         """Send one report; return why it was not taken, None if it was."""
-        body = {"hosts": {address: dict(counter) for address, counter in counters.items()}}
+        told = [(address, dict(counter)) for address, counter in counters.items()]
         try:
-            self._client.put(_PATH, body)
+            for first in range(0, len(told), _HOSTS_PER_REQUEST):
+                self._client.put(_PATH, {"hosts": dict(told[first : first + _HOSTS_PER_REQUEST])})
         except ApiError as error:
             return str(error)
         return None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from ryu.app.wsgi import Response
 
-from ryu_apps.errors import BadRequestError
+from ryu_apps.errors import BadRequestError, RequestError
 from ryu_apps.hostcounters import Report
 from ryu_apps.northbound.http import document, json_body
 from ryu_apps.northbound.routes import BASE, Answer, Api, Parameter, Request, Route
 from ryu_apps.northbound.schemas import IPV4, NUMBER, Schema, listing, record, ref
 
 EXAMPLE = '{"at": 1790000000.25, "rx_packets": 120034, "tx_packets": 98011}'
+EXAMPLE_OF_MANY = f'{{"hosts": {{"198.18.1.1": {EXAMPLE}}}}}'
 FIELDS = ("at", "rx_packets", "tx_packets")
 _COUNTER: Schema = {"type": "integer", "minimum": 0, "maximum": (1 << 64) - 1}
 
@@ -18,6 +19,21 @@ _COUNTER: Schema = {"type": "integer", "minimum": 0, "maximum": (1 << 64) - 1}
 def _report(api: Api, request: Request, ip: str) -> Response:
     api.views.check_host(ip)
     return document(api.views.report(ip, _read(json_body(request, such_as=EXAMPLE))))
+
+
+def _report_many(api: Api, request: Request) -> Response:
+    body = json_body(request, such_as=EXAMPLE_OF_MANY)
+    if not isinstance(body, dict) or set(body) != {"hosts"} or not isinstance(body["hosts"], dict):
+        raise BadRequestError(f"the body must be a map of hosts to counters, such as {EXAMPLE_OF_MANY}")
+    taken, refused = [], {}
+    for ip, report in body["hosts"].items():
+        try:
+            api.views.check_host(ip)
+            api.views.report(ip, _read(report))
+            taken.append(ip)
+        except RequestError as error:
+            refused[ip] = error.detail
+    return document({"generated_at": api.views.now(), "taken": taken, "refused": refused})
 
 
 def _read(body: object) -> Report:
@@ -39,10 +55,31 @@ SCHEMAS: dict[str, Schema] = {
         rx_packets=_COUNTER,
         tx_packets=_COUNTER,
     ),
+    "ManyHostCounters": record(
+        hosts={"type": "object", "description": "HostCounters by host; what is none is refused by itself"}
+    ),
+    "ManyTaken": record(
+        generated_at=NUMBER,
+        taken=listing(IPV4),
+        refused={
+            "type": "object",
+            "description": "Why, by host; the others' are taken all the same",
+            "additionalProperties": {"type": "string"},
+        },
+    ),
     "AccessLinks": record(generated_at=NUMBER, links=listing(ref("Link"))),
 }
 
 ROUTES = (
+    Route(
+        method="PUT",
+        path=f"{BASE}/hosts/counters",
+        handler=_report_many,
+        summary="Report what the interfaces of many hosts have carried, each taken or refused by itself",
+        body=ref("ManyHostCounters"),
+        answers=(Answer(summary="Whose counters were taken", schema=ref("ManyTaken")),),
+        writes=True,
+    ),
     Route(
         method="PUT",
         path=f"{BASE}/hosts/{{ip}}/counters",

@@ -57,3 +57,19 @@ def test_a_wrong_report_gets_one_clear_problem(
 def test_nobody_reports_without_the_token(client: Client) -> None:
     body = {**EXAMPLE["request"], "at": client.world.now}
     assert put(client, H4, body, token=None).status_int == 401
+
+
+def test_of_many_reports_each_is_taken_or_refused_by_itself(client: Client) -> None:
+    report = {**EXAMPLE["request"], "at": client.world.now}
+    body = {"hosts": {H1: report, H4: {**report, "at": 1.0}, "198.18.0.99": report}}
+    answer = client.ask(f"{BASE}/hosts/counters", method="PUT", body=json.dumps(body).encode())
+    assert (answer.status_int, answer.json["taken"]) == (200, [H1])
+    assert "off the controller's clock" in answer.json["refused"][H4]
+    assert "198.18.0.99 is not known" in answer.json["refused"]["198.18.0.99"]
+
+
+@pytest.mark.parametrize("body", [{}, [], {"hosts": []}, {"hosts": {}, "more": 1}])
+def test_many_reports_of_another_form_are_refused(client: Client, body: Any) -> None:
+    answer = client.ask(f"{BASE}/hosts/counters", method="PUT", body=json.dumps(body).encode())
+    assert answer.status_int == 400
+    assert "a map of hosts to counters" in answer.json["detail"]
