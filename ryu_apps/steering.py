@@ -29,6 +29,8 @@ LOG = logging.getLogger(__name__)
 
 LOOK_S = 0.1
 EVALUATE_S = 1.0
+SEARCHES = 2
+"""So many times per round ways are looked up: that takes tens of milliseconds in a large network."""
 CANDIDATES_S = 10.0
 """Which ways are compared is looked up anew so often, and when links come or go."""
 
@@ -49,8 +51,6 @@ class Direction:
     pin: Pin
     flow: Flow
     wanted: Hops | None = None
-    ways: list[Hops] = field(default_factory=list)
-    ways_at: float | None = None
     explanation: str = "not evaluated yet"
     patience: Patience = field(default_factory=Patience)
     moves: int = 0
@@ -103,6 +103,9 @@ class Steering:
         self._directions: dict[Flow, Direction] = {}
         self._evaluate_at = 0.0
         self._topology_at = 0.0
+        self._ways: dict[tuple[int, int, frozenset[str]], tuple[float, list[Hops]]] = {}
+        """What is worth comparing between two switches, by what is weighed, and when it was looked up."""
+        self._searches_left = 0
         self.counts: Counter[str] = Counter()
         for change in (Change.LINK_UP, Change.LINK_DOWN, Change.HOST_LEARNED, Change.HOST_MOVED):
             signals.connect(change, lambda _: self._topology_changed())
@@ -235,8 +238,9 @@ class Steering:
 
     def _look(self, now: float, *, evaluate: bool) -> None:
         if evaluate:
-            self._evaluate_at = now + EVALUATE_S
+            self._evaluate_at, self._searches_left = now + EVALUATE_S, SEARCHES
             by_objective = [d for d in self._directions.values() if d.pin.objective is not None]
+            by_objective.sort(key=lambda direction: direction.wanted is not None)
             values = self._link_values() if by_objective else {}
             for direction in by_objective:
                 self._evaluate(now, direction, direction.pin.objective, values)
@@ -251,11 +255,10 @@ class Steering:
         if objective is None or not self._hosts_known(flow):
             return
         links = links_between_switches(self._network, values)
-        at = direction.ways_at
-        if at is None or at <= self._topology_at or now - at > CANDIDATES_S:
-            direction.ways = candidates(links, *switches_of(self._network, flow), objective)
-            direction.ways_at = now
-        judged = judge(objective, direction.ways, links, access_of(self._network, flow, values))
+        ways = self._candidates(now, links, switches_of(self._network, flow), objective)
+        if ways is None:
+            return
+        judged = judge(objective, ways, links, access_of(self._network, flow, values))
         if not judged:
             direction.wanted, direction.explanation = None, "no way leads there now"
             return
@@ -266,6 +269,24 @@ class Steering:
             direction.wanted = chosen
             LOG.info("pin %s, %s: %s", direction.pin.id, flow, direction.explanation)
             self._forwarding.steer(flow, chosen, by=f"pin {direction.pin.id}")
+
+    def _candidates(
+        self, now: float, links: dict[Hop, LinkValues], ends: tuple[int, int], objective: Objective
+    ) -> list[Hops] | None:
+        """Return the ways worth comparing; None when there is no time to look them up in this round."""
+        key = *ends, frozenset(objective.weights)
+        at, ways = self._ways.get(key, (None, None))
+        if at is not None and at > self._topology_at and now - at <= CANDIDATES_S:
+            return ways
+        if self._searches_left <= 0:
+            self._evaluate_at = now
+            return ways
+        self._searches_left -= 1
+        if len(self._ways) >= 2 * MAX_PINS:
+            self._ways.clear()
+        ways = candidates(links, *ends, objective)
+        self._ways[key] = now, ways
+        return ways
 
     def _hosts_known(self, flow: Flow) -> bool:
         return {flow.src, flow.dst} <= self._network.hosts.keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from ryu_world import KEY, OPTIONS, World
 
-from ryu_apps import packets
+from ryu_apps import packets, steering
 from ryu_apps.errors import BadRequestError, ConflictError, NotFoundError, RequestError, StartError
 from ryu_apps.parts import Parts
 from ryu_apps.pins import MAX_PINS, PinFile, read_wish
@@ -433,3 +434,39 @@ def test_the_file_is_replaced_whole(world: World, tmp_path: Path) -> None:
     world.parts.steering.delete(name)
     assert json.loads(path.read_text()) == []
     assert [file.name for file in tmp_path.iterdir()] == ["pins.json"]
+
+
+def test_looking_up_ways_never_takes_a_round_over(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for ip in (H1, H2, H4):
+        for other in (H1, H2, H4):
+            if ip != other:
+                for weights in ({"delay": 1}, {"loss": 1}, {"delay": 1, "loss": 1}):
+                    part = {"dscp": len(weights) * 10 + len(str(weights))}
+                    wish = {"src": ip, "dst": other, "objective": weights, "traffic_class": part}
+                    world.parts.steering.create(read_wish(wish))
+    rounds: Counter[float] = Counter()
+    original = steering.candidates
+
+    def counted(*given: Any) -> Any:
+        rounds[world.now] += 1
+        return original(*given)
+
+    monkeypatch.setattr(steering, "candidates", counted)
+    world.parts.steering._topology_changed()
+    world.advance(3.0)
+    assert sum(rounds.values()) >= 18
+    assert max(rounds.values()) <= steering.SEARCHES
+
+
+def test_traffic_and_pins_go_round_a_switch_that_fails(world: World) -> None:
+    name = pin(world, objective="loss")
+    other = world.parts.steering.create(
+        read_wish({"src": H1, "dst": H4, "path": dpids(1, 2, 4), "traffic_class": {"dscp": 46}})
+    )
+    for neighbour in (1, 4):
+        world.cables.discard(frozenset((2, neighbour)))
+        world.parts.network.port_changed(world.now, neighbour, 2, "x", up=False)
+    world.parts.network.switch_left(world.now, world.switches[2])
+    world.advance(0.5)
+    assert (way(world, H1, H4), way(world, H4, H1)) == ([1, 3, 4], [4, 3, 1])
+    assert [stands(world, each)["state"] for each in (name, other.id)] == ["installed", "fallback"]
