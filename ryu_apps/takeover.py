@@ -110,13 +110,17 @@ class Takeover:
                 hints.add((switch.dpid, port))
 
     def _purge(self, switch: Switch, entries: list[Any]) -> None:
-        """Remove every rule that nobody wants any more; see to it that those for measuring are there."""
+        """Remove every rule of ours that nobody wants; see to it that those for measuring are there.
+
+        Rules that others have written since the switch joined are theirs: another controller may be at work.
+        """
         base = openflow.base_rules(switch.datapath)
         kept = {(rule.priority, frozenset(rule.match.items())) for rule in base}
         unwanted = [
             entry
             for entry in entries
-            if not self._forwarding.owns(switch.dpid, entry.cookie)
+            if openflow.is_ours(entry.cookie)
+            and not self._forwarding.owns(switch.dpid, entry.cookie)
             and (entry.priority, frozenset(entry.match.items())) not in kept
         ]
         for entry in unwanted:
