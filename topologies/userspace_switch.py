@@ -37,7 +37,7 @@ def deepen(interfaces: set[str]) -> set[str]:
 
     Without the right to, or where the switch does not work that way, nothing changes and the log says so.
     """
-    pid = _pid()
+    pid = process_id()
     if pid is None:
         return set()
     descriptor = os.pidfd_open(pid)
@@ -63,7 +63,7 @@ def rest() -> None:
 
 
 def _schedule(policy: int, priority: int) -> None:
-    pid = _pid()
+    pid = process_id()
     if pid is None:
         return
     try:
@@ -73,7 +73,7 @@ def _schedule(policy: int, priority: int) -> None:
         log.warning("the switch's scheduling stays as it is: %s", error)
 
 
-def _pid() -> int | None:
+def process_id() -> int | None:
     """Return the switch's process, None (and say so) where it is not known."""
     try:
         return int(next(path for path in _PID_FILES if path.exists()).read_text(encoding="ascii"))

@@ -17,6 +17,9 @@
 - `refresh_s`: 95th percentile, over the seconds, of the greatest age of any link's delay and used bandwidth.
 - `controller_cpu`: median CPU seconds per second of the controller's process, where it was measured while
   nobody read its REST (large networks) then; `controller_cpu_read` while everything was read again and again.
+- `switch_cpu`: the same of Open vSwitch. Its userspace datapath has one thread for all ports of all switches,
+  which looks at every port whenever it wakes: what it takes grows with ports times packets. Where it comes
+  near 1, packets wait in the switches, pings and probes alike: 50 switches on one machine measure the machine.
 - `classic`: the same figures of the classic method where it has any.
 
 A measured value that was unknown is not compared; `unknown_ratio` says how often that was.
@@ -107,6 +110,8 @@ def _group(rows: list[Row], with_invalid: list[Row], phase: str) -> Figures:
         read = [row for row in costs if row["read_every_s"] is not None]
         figures["controller_cpu"] = median(row["cpu_s_per_s"] for row in quiet or costs)
         figures["controller_cpu_read"] = median(row["cpu_s_per_s"] for row in read or costs)
+        switch = [row["switch_cpu_s_per_s"] for row in costs if row.get("switch_cpu_s_per_s") is not None]
+        figures["switch_cpu"] = median(switch) if switch else None
         for name in ("probe_bytes_per_s", "train_bytes_per_s", "probes_per_s", "links"):
             figures[name] = median(row[name] for row in costs)
     late = [value for row in of("emulation") for value in row["recent_lateness_p99_s"]]

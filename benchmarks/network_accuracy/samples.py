@@ -11,6 +11,7 @@ from benchmarks.network_accuracy.interfaces import Watch
 from benchmarks.network_accuracy.northbound import cpu_s
 from benchmarks.network_accuracy.pinger import Pinger
 from benchmarks.network_accuracy.world import World
+from topologies import userspace_switch
 
 Row = dict[str, Any]
 PING_INTERVAL_S = 0.2
@@ -164,6 +165,8 @@ class Costs:
     def __init__(self, world: World) -> None:
         self._world = world
         self._at, self._cpu_s = time.monotonic(), cpu_s(world.controller_pid)
+        self._switch_pid = userspace_switch.process_id() if world.status.datapath == "user" else None
+        self._switch_cpu_s = cpu_s(self._switch_pid) if self._switch_pid is not None else 0.0
         self._counters = world.northbound.counters()
 
     def row(self, read_every_s: float | None) -> Row:
@@ -177,6 +180,9 @@ class Costs:
         return {
             "kind": "controller",
             "cpu_s_per_s": (cpu_s(self._world.controller_pid) - self._cpu_s) / span_s,
+            "switch_cpu_s_per_s": None
+            if self._switch_pid is None
+            else (cpu_s(self._switch_pid) - self._switch_cpu_s) / span_s,
             "span_s": span_s,
             "read_every_s": read_every_s,
             "links": len(self._world.status.links) * 2,

@@ -29,6 +29,7 @@ _SHOWN = (
     ("refresh_s", "refresh p95, s"),
     ("controller_cpu", "controller CPU, cores"),
     ("controller_cpu_read", "  everything read all the time"),
+    ("switch_cpu", "Open vSwitch CPU, cores"),
     ("probe_bytes_per_s", "probes, bytes/s"),
     ("train_bytes_per_s", "packet trains, bytes/s"),
     ("emulation_lateness_p99_worst_s", "emulation late p99 worst, s"),
