@@ -19,7 +19,7 @@
   nobody read its REST (large networks) then; `controller_cpu_read` while everything was read again and again.
 - `switch_cpu`: the same of Open vSwitch. Its userspace datapath has one thread for all ports of all switches,
   which looks at every port whenever it wakes: what it takes grows with ports times packets. Where it comes
-  near 1, packets wait in the switches, pings and probes alike: 50 switches on one machine measure the machine.
+  near 1, packets wait in the switches, pings and probes alike: then one measures the machine.
 - `classic`: the same figures of the classic method where it has any.
 
 A measured value that was unknown is not compared; `unknown_ratio` says how often that was.
