@@ -16,7 +16,7 @@ _OPTIONS = [
         "max-probe-rate", default=400.0, help="most measuring packets per second, all together (400)"
     ),
     cfg.FloatOpt(
-        "poll-interval", default=1.0, help="seconds between counter requests to a switch (default 1)"
+        "poll-interval", default=0.9, help="seconds between counter requests to a switch (default 0.9)"
     ),
     cfg.FloatOpt(
         "train-interval",
