@@ -69,6 +69,17 @@ class Stream:
     extra_rate: float = 0.0
     """Probes per second beyond the configured ones, as the link deserves and the limit allows."""
     numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    queued_from: float = 0.0
+    queued_until: float = 0.0
+
+    def queues(self, now: float, until: float) -> None:
+        """Note that a train of ours fills the queue of the link: probes sent meanwhile wait behind it."""
+        self.queued_from, self.queued_until = now, until
+
+    def add_delay(self, now: float, delay_s: float, *, sent_at: float) -> None:
+        """Take a probe's delay in, unless a train of ours made it wait."""
+        if not self.queued_from <= sent_at <= self.queued_until:
+            self.delay.add(now, max(0.0, delay_s))
 
 
 class _SwitchEcho:
@@ -306,7 +317,7 @@ class Prober:
             return
         overhead_s = self.overhead_s(sent.dpid, dpid)
         if overhead_s is not None:
-            stream.delay.add(now, max(0.0, now - sent_at - overhead_s))
+            stream.add_delay(now, now - sent_at - overhead_s, sent_at=sent_at)
 
     def echo_arrived(self, now: float, ip: str, sent: Probe, dpid: int, port: int) -> None:
         """Take a host's echo reply in."""
@@ -326,7 +337,7 @@ class Prober:
         self._network.host_answered(now, host)
         overhead_s = self.overhead_s(dpid, dpid)
         if overhead_s is not None:
-            stream.delay.add(now, max(0.0, now - sent_at - overhead_s) / 2)
+            stream.add_delay(now, (now - sent_at - overhead_s) / 2, sent_at=sent_at)
 
     def overhead_s(self, src: int, dst: int) -> float | None:
         """Return what the control channels add to a probe from `src` to `dst`: half of each echo time."""

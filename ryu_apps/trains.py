@@ -33,6 +33,9 @@ QUIET_S = 0.3
 IDLE_SHARE = 0.1
 IDLE_FLOOR_BPS = 0.5e6
 IDLE_LEAST_BPS = 0.1e6
+UNKNOWN_DRAIN_S = 0.1
+DRAIN_MARGIN_S = 0.01
+"""How long probes wait behind a train: where its rate is not known, and what is added where it is."""
 COUNT_S = 0.5
 """How long to wait for the counters at the end of a train."""
 HOST_PAUSE_S = 1.0
@@ -243,6 +246,10 @@ class Trains:
             switch.datapath.send(train_frames.introduction(what))
         if not order.check:
             self._monitor.count(dpid, port, lambda count: setattr(flight, "before", count))
+        stream, value = self._stream(what), subject.plan.estimator.value_bps
+        if stream is not None:
+            drains_s = UNKNOWN_DRAIN_S if value is None else order.sent_bytes * 8 / value
+            stream.queues(now, now + drains_s + DRAIN_MARGIN_S)
         subject.flight = self._flights[number] = flight
         subject.plan.started(now, order)
         self._monitor.add_own(dpid, port, tx=order.sent_bytes)

@@ -116,3 +116,16 @@ def test_a_host_that_goes_away_takes_its_train_with_it() -> None:
     world.parts.network.forget_silent(world.now + 100.0, 60.0)
     assert world.parts.trains._flights == {}
     assert world.parts.trains.estimator("198.18.0.3").reason == "the link is not known"
+
+
+def test_probes_that_wait_behind_a_train_are_no_samples_of_the_delay() -> None:
+    world = world_with_hosts()
+    world.now += 3.0
+    world.parts.trains.look_after(world.now)
+    stream = world.parts.prober.host_stream("198.18.0.3")
+    assert stream is not None
+    before = stream.delay.delay(world.now).samples
+    stream.add_delay(world.now + 0.3, 0.9, sent_at=world.now + 0.05)
+    assert stream.delay.delay(world.now).samples == before
+    stream.add_delay(world.now + 0.3, 0.01, sent_at=world.now + 0.2)
+    assert stream.delay.delay(world.now + 0.3).raw == 0.01
