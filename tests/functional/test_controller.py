@@ -290,6 +290,25 @@ def steady_traffic(ip: str, rate_bps: float, seconds: float) -> str:
     )
 
 
+def test_each_direction_of_a_link_has_its_own_delay_and_loss(net: Status, spec: NetworkSpec) -> None:
+    link = spec.link("g2-c2")
+    g2, c2 = (f"{spec.switch(name).dpid}.{port}" for name, port in (("g2", link.a_port), ("c2", link.b_port)))
+    client = testbed.Client(PREFIX)
+    client.degrade("g2-c2", "g2>c2", delay_s=0.05, loss_ratio=0.3)
+
+    def shows() -> bool:
+        forth, back = nb(f"/links/{g2}-{c2}"), nb(f"/links/{c2}-{g2}")
+        return bool(
+            forth["delay_s"]["value"] > 0.045 and forth["loss_ratio"]["low"] > back["loss_ratio"]["high"]
+        )
+
+    try:
+        assert eventually(shows, seconds=30)
+        assert nb(f"/links/{c2}-{g2}")["delay_s"]["value"] < 0.03
+    finally:
+        client.restore("g2-c2")
+
+
 def test_traffic_goes_round_a_link_that_fails_and_returns(net: Status, spec: NetworkSpec) -> None:
     ends = f"src={host(net, 'orch')['ip']}&dst={host(net, 'h1')['ip']}"
     link = spec.link("g1-c1")
