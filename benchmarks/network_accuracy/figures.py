@@ -11,8 +11,8 @@
   at least LEAST_PPS packets a second of traffic. Beside it the error of counting itself, had every packet of
   that traffic been seen (`loss_counting_limit_pp`, what physics leaves of it), and
   `loss_error_delivered_p95_pp` against what the receivers of that traffic missed.
-- `loss_interval_coverage`: share of intervals that hold the configured loss; `loss_half_width_p95_pp` is half
-  of their width.
+- `loss_interval_coverage`: share of intervals that hold the configured loss; `_delivered`: that hold what the
+  receivers missed. `loss_half_width_p95_pp` is half of the intervals' width.
 - `detection_p95_s`: over all steps, a step that was not seen counts as infinitely late (null).
 - `refresh_s`: 95th percentile, over the seconds, of the greatest age of any link's delay and used bandwidth.
 - `controller_cpu`: median CPU seconds per second of the controller's process, where it was measured while
@@ -213,7 +213,13 @@ def _loss(rows: list[Row], phase: str) -> Figures:
         for row in known
         if row.get("delivered_loss_ratio") is not None
     ]
+    covered = [
+        row["measured"]["low"] <= row["delivered_loss_ratio"] <= row["measured"]["high"]
+        for row in known
+        if row.get("delivered_loss_ratio") is not None and row["measured"]["low"] is not None
+    ]
     return {
+        "loss_interval_coverage_delivered": sum(covered) / len(covered) if covered else None,
         "loss_error_delivered_p95_pp": quantile(delivered, 0.95),
         "loss_error_p50_pp": quantile(errors, 0.5),
         "loss_error_p95_pp": quantile(errors, 0.95),

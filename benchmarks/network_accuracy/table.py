@@ -25,6 +25,7 @@ _SHOWN = (
     ("loss_error_delivered_p95_pp", "  against receivers' counts"),
     ("loss_half_width_p95_pp", "loss interval half-width p95, points"),
     ("loss_interval_coverage", "loss interval coverage"),
+    ("loss_interval_coverage_delivered", "  of receivers' counts"),
     ("detection_p95_s", "detection p95, s"),
     ("refresh_s", "refresh p95, s"),
     ("controller_cpu", "controller CPU, cores"),
