@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import signal
 import sys
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ Row = dict[str, Any]
 def main() -> int:
     """Measure what was asked for, print the table, write the file."""
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that testbeds are taken down
     began = time.monotonic()
     rows, profile = _merged(options.merge) if options.merge else ([], {})
     failed: list[str] = []

@@ -280,7 +280,7 @@ def _used_steps(world: World, host: str, traffic: Traffic) -> list[Step]:
             before=before * rate_bps, after=after * rate_bps,
             change=lambda: traffic.set_pps(0, _pps(world, host, share)),
             read=_link_value(world, ids[1], name), events=frozenset({ids[1]}),
-            event_metric=name if metric == "available" else None,
+            event_metric=name,
         )  # fmt: skip
 
     return [
