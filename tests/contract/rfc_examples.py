@@ -1,8 +1,9 @@
 """Examples of the RFCs, with which the readers of the contract tests are tested.
 
-RFC 7285: sections 9.2.3 (directory), 11.2.1.7, 11.2.3.7, 11.4.1.7 and 11.5.1.7; RFC 8345: appendix B. Values
-and names are those of the RFCs; their many alike entries are left out. RFC 9439 (section 3.1 and 4.1): the
-form is the RFC's, the numbers are ours.
+Network map, cost map and endpoint cost (RFC 7285, sections 11.2.1.7, 11.2.3.7, 11.5.1.7) hold the RFC's
+facts, checked against a transcription of it, with its many alike entries left out. Directory, endpoint
+properties and errors (9.2.3, 11.4.1.7, 8.5) follow its form and were written from memory. Of RFC 8345
+(appendix B) the names are confirmed; of RFC 9439 (3.1, 4.1) the form is the RFC's, the numbers are ours.
 """
 
 from __future__ import annotations
