@@ -37,6 +37,8 @@ class Route:
     way: Way | None = None
     rules: dict[Place, int] = field(default_factory=dict)
     """Output port per place that has a rule, as last sent."""
+    leads_to: dict[Place, Place] = field(default_factory=dict)
+    """The place that packets come to next, per place that has a rule; none for the last."""
     steps: list[tuple[Place, int]] = field(default_factory=list)
     """Rules still to write, the next one last."""
     awaited: tuple[int, int] | None = None
@@ -66,6 +68,22 @@ class Route:
         """Return the places whose rules are not of the way."""
         wanted = set() if self.way is None else {place for place, _ in self.way.rules()}
         return [place for place in self.rules if place not in wanted]
+
+    def first_stale(self) -> list[Place]:
+        """Return those of the stale places to which no other stale rule leads."""
+        stale = self.stale()
+        reached = {self.leads_to.get(place) for place in stale}
+        return [place for place in stale if place not in reached] or stale
+
+    def note_written(self, place: Place, out_port: int) -> None:
+        """Note that a rule of the way was sent."""
+        assert self.way is not None
+        places = [place for place, _ in self.way.rules()]
+        following = places[places.index(place) + 1 :]
+        self.rules[place] = out_port
+        self.leads_to.pop(place, None)
+        if following:
+            self.leads_to[place] = following[0]
 
 
 class Routes:
@@ -125,7 +143,7 @@ class Routes:
         confirm = openflow.barrier(switch.datapath)
         route.awaited = (place[0], confirm.xid)
         self._barriers[route.awaited] = route
-        route.rules[place] = out_port
+        route.note_written(place, out_port)
         switch.datapath.send_msg(
             openflow.flow_rule(
                 switch.datapath, route.flow, in_port=place[1], out_port=out_port, cookie=route.cookie
@@ -195,9 +213,17 @@ class Routes:
         return bool(overdue)
 
     def _drained(self, now: float, route: Route) -> None:
+        """Go on removing: what is stale from its beginning to its end, one place after the other.
+
+        Packets of another class may still come to a stale rule; while it is there, so is the rest of its way.
+        """
+        self._remove(route, route.first_stale())
+        stale = route.stale()
+        if stale:
+            route.remove_at = now + DRAIN_MARGIN_S + max(self._delay_into_s(place) for place in stale)
+            return
         self._stop(route)
         if not route.ending:
-            self._remove(route, route.stale())
             return
         pair = self._routes.get(route.flow.pair)
         if pair is not None and not (pair.complete and pair.way == route.way):

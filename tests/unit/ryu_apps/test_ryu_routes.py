@@ -173,7 +173,7 @@ def play(seed: int, size: int, changes: list[tuple[Flow, bool, float]]) -> Net:
                 routes.end(net.now, route)
 
         net.at(when, change)
-    last = when + 8.0
+    last = when + 30.0
     net.look_after(last)
     sent = itertools.count()
     for step in range(int((when + 4.0 - net.now) / PACKET_GAP_S)):
@@ -211,6 +211,13 @@ def test_every_packet_arrives_once_and_without_a_loop_through_any_changes(
 def test_a_way_that_was_given_up_half_way_does_no_harm() -> None:
     for seed in range(8):
         play(seed, 6, [(PAIR, False, 0.05)] * 10)
+
+
+def test_a_class_that_ends_does_not_strand_packets_of_another_one_on_its_old_way() -> None:
+    changes = [(WEB, False, 1.03125), (PAIR, False, 3.25), (WEB, True, 0.09375), (PAIR, False, 0.0)]
+    later = [(WEB, True, 1.2578125), (URGENT, False, 0.0), (PAIR, False, 0.0)]
+    for seed in (9002, *range(20)):
+        play(seed, 7, [*changes, *later])
 
 
 @pytest.mark.parametrize("flow", [WEB, URGENT])
