@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ryu_apps.stats import Measurement, unknown
@@ -64,6 +64,45 @@ class Tally:
 
 
 NOTHING = Tally()
+
+Tallies = Callable[[float], Tally]
+"""What was sent and lost within so many seconds before now."""
+
+CHANGE_WINDOWS_S = (3, 8, 20)
+CHANGED = 13.0
+"""Two tallies are not of one loss ratio beyond this `difference`: by chance 3 times in 10,000."""
+
+
+def since_change(tallies: Tallies) -> Tally:
+    """Return the tally of the whole window, or of its end alone where the loss ratio has changed.
+
+    The end that differs most from what was before it counts, by the likelihood ratio of two binomial counts.
+    """
+    best, most = tallies(WINDOW_S), CHANGED
+    whole = best
+    for window_s in CHANGE_WINDOWS_S:
+        recent = tallies(window_s)
+        before = Tally(
+            sent=whole.sent - recent.sent,
+            lost=whole.lost - recent.lost,
+            variance=whole.variance + recent.variance,
+        )
+        if min(recent.sent, before.sent) >= MIN_SAMPLES and difference(recent, before) > most:
+            best, most = recent, difference(recent, before)
+    return best
+
+
+def difference(one: Tally, other: Tally) -> float:
+    """Return twice the log likelihood ratio of two loss ratios against one for both."""
+    together = (one.ratio * one.trials + other.ratio * other.trials) / max(one.trials + other.trials, 1e-9)
+    return 2 * sum(
+        _log_likelihood(each.ratio, each) - _log_likelihood(together, each) for each in (one, other)
+    )
+
+
+def _log_likelihood(ratio: float, tally: Tally) -> float:
+    parts = ((tally.ratio, ratio), (1 - tally.ratio, 1 - ratio))
+    return tally.trials * sum(seen * math.log(expected) for seen, expected in parts if seen > 0)
 
 
 def wilson_interval(lost: float, sent: float) -> tuple[float, float]:
@@ -209,25 +248,39 @@ class LossEstimator:
         slowest_s = max((delay_s for _, delay_s in self._slowest), default=0.0)
         return min(self.FORGET_S - 1, self.GRACE_S + 2 * slowest_s)
 
-    def tally(self, now: float, window_s: int = WINDOW_S) -> Tally:
+    def tally(self, now: float, window_s: float = WINDOW_S) -> Tally:
         """Return the probes of a window that had the time to arrive."""
         newest = math.floor(now - self.settle_s()) - 1
         return _sum(second for start, second in self._seconds.items() if newest - window_s < start <= newest)
 
-    def loss(self, now: float, counted: Tally = NOTHING, counted_recently: Tally = NOTHING) -> Measurement:
-        """Return the loss ratio of one direction with its 95 % interval.
+    def loss(self, now: float, counted: Tallies = lambda window_s: NOTHING) -> Measurement:
+        """Return the loss ratio of one direction with its 95 % interval, since it last changed.
 
         `counted` is what counters at both ends say of other packets in the same direction; they are pooled
         with one-way probes, each packet counting once. They stand in for round trips where they tell more.
         """
-        probes, recent = self.tally(now), self.tally(now, RAW_WINDOW_S)
-        age_s = self.settle_s()
+
+        def probes(window_s: float) -> Tally:
+            return self.tally(now, window_s)
+
+        def both(window_s: float) -> Tally:
+            return probes(window_s) + counted(window_s)
+
+        tallies: Tallies = both
+        source, round_trip = self.source, False
+        whole = counted(WINDOW_S)
         if self.round_trip:
-            if counted.trials > max(2 * probes.trials, MIN_SAMPLES):
-                return loss_measurement(counted, counted_recently, source="counters", age_s=age_s)
-            return loss_measurement(probes, recent, source=self.source, age_s=age_s, round_trip=True)
-        source = f"counters+{self.source}" if counted.sent > 0 else self.source
-        return loss_measurement(probes + counted, recent + counted_recently, source=source, age_s=age_s)
+            round_trip = whole.trials <= max(2 * probes(WINDOW_S).trials, MIN_SAMPLES)
+            tallies, source = (probes, self.source) if round_trip else (counted, "counters")
+        elif whole.sent > 0:
+            source = f"counters+{self.source}"
+        return loss_measurement(
+            since_change(tallies),
+            tallies(RAW_WINDOW_S),
+            source=source,
+            age_s=self.settle_s(),
+            round_trip=round_trip,
+        )
 
 
 def _sum(seconds: Iterable[_Second]) -> Tally:

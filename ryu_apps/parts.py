@@ -53,7 +53,7 @@ class Parts:
         clock: Callable[[], float],
         sleep: Callable[[float], None],
     ) -> None:
-        signals = Signals()
+        self.signals = signals = Signals()
         self.events = EventStream(signals, clock)
         capacities = ConfiguredCapacities(options.capacities_file)
         self.network = Network(signals)

@@ -12,7 +12,7 @@ from ryu_apps.flowcounters import FlowCounters
 from ryu_apps.forwarding import Forwarding
 from ryu_apps.goodputs import Goodputs, Transfer
 from ryu_apps.hostcounters import HostCounters, Report
-from ryu_apps.loss import RAW_WINDOW_S, WINDOW_S, Tally
+from ryu_apps.loss import Tally
 from ryu_apps.monitor import Monitor
 from ryu_apps.own_traffic import OwnTraffic, cross_traffic
 from ryu_apps.packets import mac_text
@@ -138,8 +138,7 @@ class Views:
             loss = unknown("no probes are sent over the link", source="probe", unit="ratio")
         else:
             delay, jitter = stream.delay.delay(now), stream.delay.jitter(now)
-            counted = [self._counted(now, what, to_host, window_s) for window_s in (WINDOW_S, RAW_WINDOW_S)]
-            loss = stream.loss.loss(now, *counted)
+            loss = stream.loss.loss(now, lambda window_s: self._counted(now, what, to_host, window_s))
         return LinkValues(
             id=link_id,
             delay_s=delay,

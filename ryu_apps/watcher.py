@@ -11,14 +11,14 @@ from ryu_apps.options import Options
 from ryu_apps.paths import LinkValues
 from ryu_apps.prober import Prober
 from ryu_apps.signals import Change, Signals
-from ryu_apps.stats import moved
+from ryu_apps.stats import Measurement, moved
 from ryu_apps.takeover import Takeover
 from ryu_apps.trains import Trains
 from ryu_apps.views import Views
 
 INTERVAL_S = 0.5
 SHARE = 0.25
-FLOORS = {"delay_s": 0.002, "capacity_bps": 1e5, "used_bps": 1e5, "available_bps": 1e5}
+FLOORS = {"delay_s": 0.002, "loss_ratio": 0.002, "capacity_bps": 1e5, "used_bps": 1e5, "available_bps": 1e5}
 """Changes smaller than this are noise, whatever their share."""
 
 
@@ -68,17 +68,24 @@ class Watcher:
             del self._told[key]
         for link_id, values in links.items():
             for metric, floor in FLOORS.items():
-                self._compare_one(link_id, metric, getattr(values, metric).value, floor)
+                self._compare_one(link_id, metric, getattr(values, metric), floor)
 
-    def _compare_one(self, link_id: str, metric: str, after: float | None, floor: float) -> None:
-        before = self._told.get((link_id, metric))
+    def _compare_one(self, link_id: str, metric: str, measured: Measurement, floor: float) -> None:
+        before, after = self._told.get((link_id, metric)), measured.value
         if after is None or not moved(before, after, share=SHARE, floor=floor):
+            return
+        if metric == "loss_ratio" and before is not None and _may_still_be(before, measured):
             return
         self._told[link_id, metric] = after
         datum: dict[str, Any] = {"link": link_id, "metric": metric, "before": before, "after": after}
         self._signals.emit(Change.METRIC_CHANGED, datum)
         if metric == "delay_s" and before is not None:
             self._trains.request(_subject(link_id))
+
+
+def _may_still_be(before: float, measured: Measurement) -> bool:
+    """Tell whether a value with an interval may be what it was."""
+    return measured.low is not None and measured.high is not None and measured.low <= before <= measured.high
 
 
 def _subject(link_id: str) -> str:

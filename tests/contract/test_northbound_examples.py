@@ -15,6 +15,7 @@ from northbound_client import BASE, H1, H4, LINK, TOKEN, Client, World
 from ryu_apps.events import MAX_QUEUED, Reader
 from ryu_apps.pins import read_wish
 from ryu_apps.signals import Change
+from ryu_apps.stats import Measurement
 
 EXAMPLES = Path(__file__).parent / "northbound_examples"
 
@@ -193,6 +194,10 @@ def test_the_metrics_are_served(client: Client) -> None:
     assert f'utopia_link_delay_s{{link="{LINK}"}}' in text
 
 
+def delay(value_s: float) -> Measurement:
+    return Measurement(value=value_s, source="probe", unit="s")
+
+
 def test_every_event_has_the_shape_of_its_example() -> None:
     world = World()
     told: list[bytes] = []
@@ -217,7 +222,7 @@ def test_every_event_has_the_shape_of_its_example() -> None:
     world.parts.network.port_changed(world.now, 2, 12, "x", up=False)
     datum = {"link": LINK, "metric": "delay_s", "before": 0.1, "after": 0.2}
     world.parts.watcher._told[LINK, "delay_s"] = 0.1
-    world.parts.watcher._compare_one(LINK, "delay_s", datum["after"], 0.002)
+    world.parts.watcher._compare_one(LINK, "delay_s", delay(datum["after"]), 0.002)
     events = [event.split("\n", 1) for event in b"".join(told).decode().split("\n\n") if event]
     shapes = {
         head.removeprefix("event: "): shape(json.loads(body.removeprefix("data: "))) for head, body in events

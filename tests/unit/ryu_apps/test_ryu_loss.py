@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -38,6 +39,45 @@ def probed(
         if number % lose_every:
             estimator.arrived(now + delay_s, number)
     return 100.0 + seconds
+
+
+def steady(tally: Tally) -> Callable[[float], Tally]:
+    """Return tallies of any window up to a minute, of which `tally` is that of the whole."""
+
+    def of(window_s: float) -> Tally:
+        return Tally(sent=tally.sent * window_s / 60, lost=tally.lost * window_s / 60)
+
+    return of
+
+
+def changed(before: float, after: float, *, rate: float, ago_s: float) -> Callable[[float], Tally]:
+    """Return tallies of a loss that changed some seconds ago."""
+
+    def of(window_s: float) -> Tally:
+        new, old = min(window_s, ago_s) * rate, max(0.0, window_s - ago_s) * rate
+        return Tally(sent=new + old, lost=after * new + before * old)
+
+    return of
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.05, 0.10), (0.10, 0.05), (0.0, 0.02), (0.01, 1.0)])
+def test_a_changed_loss_shows_after_three_seconds_of_traffic(before: float, after: float) -> None:
+    estimator = LossEstimator(source="probe", round_trip=False)
+    loss = estimator.loss(100.0, changed(before, after, rate=300, ago_s=3.0))
+    assert loss.value == pytest.approx(after)
+    assert loss.samples == 900
+
+
+def test_loss_that_has_not_changed_counts_over_the_whole_window() -> None:
+    stream = random.Random(5)
+    estimator, cut_short = LossEstimator(source="probe", round_trip=False), 0
+    for _ in range(300):
+        lost = [sum(stream.random() < 0.02 for _ in range(50)) for _ in range(60)]
+        loss = estimator.loss(
+            100.0, lambda window_s, lost=lost: Tally(sent=50 * window_s, lost=sum(lost[-int(window_s) :]))
+        )
+        cut_short += loss.samples < 3000
+    assert cut_short <= 5
 
 
 def test_loss_is_the_share_that_did_not_arrive() -> None:
@@ -159,7 +199,7 @@ def test_counted_packets_and_probes_of_one_direction_are_pooled() -> None:
     estimator = LossEstimator(source="probe", round_trip=False)
     now = probed(estimator, seconds=60, lose_every=10)
     alone = estimator.loss(now)
-    pooled = estimator.loss(now, Tally(sent=9_400, lost=0))
+    pooled = estimator.loss(now, steady(Tally(sent=9_400, lost=0)))
     assert pooled.source == "counters+probe"
     assert pooled.samples == alone.samples + 9_400
     assert pooled.value == pytest.approx(60 / 10_000, rel=0.05)
@@ -168,8 +208,8 @@ def test_counted_packets_and_probes_of_one_direction_are_pooled() -> None:
 def test_counters_of_one_direction_stand_in_for_round_trips_when_they_tell_more() -> None:
     estimator = LossEstimator(source="echo", round_trip=True)
     now = probed(estimator, seconds=60, lose_every=10)
-    assert estimator.loss(now, Tally(sent=50, lost=5)).source == "echo"
-    counted = estimator.loss(now, Tally(sent=9_000, lost=90))
+    assert estimator.loss(now, steady(Tally(sent=50, lost=5))).source == "echo"
+    counted = estimator.loss(now, steady(Tally(sent=9_000, lost=90)))
     assert (counted.source, counted.value) == ("counters", pytest.approx(0.01))
 
 
