@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 from ryu_apps.stats import STALE_AFTER_S, Measurement, unknown
@@ -21,8 +22,10 @@ class CounterRate:
     MAX_BPS = 1e13
     """No port carries more: a reply that says so is wrong."""
     UNIT = "bit/s"
+    RECENT = 3
 
     def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=self.RECENT)
         self._last: tuple[float, int, float] | None = None
         self._surplus_bytes = 0.0
         self._value: float | None = None
@@ -47,6 +50,7 @@ class CounterRate:
         if raw > self.MAX_BPS:
             return None
         self._raw = raw
+        self._recent.append(raw)
         self._value = self._raw if self._value is None else self._smoothed(self._value, self._raw)
         self._updated_at = now
         self._samples += 1
@@ -61,6 +65,11 @@ class CounterRate:
     def _smoothed(self, value: float, raw: float) -> float:
         far_off = abs(raw - value) > self.JUMP_SHARE * max(raw, value)
         return value + (raw - value) * (self.JUMP_SMOOTHING if far_off else self.SMOOTHING)
+
+    @property
+    def recent_peak_bps(self) -> float | None:
+        """The greatest of the last three samples: a transfer that stalls for a second has not ended."""
+        return max(self._recent, default=None)
 
     def rate(self, now: float) -> Measurement:
         """Return the smoothed rate in bit/s."""

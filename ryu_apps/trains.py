@@ -188,7 +188,7 @@ class Trains:
             return
         if not self._has_room(subject, order):
             return
-        busy = self._busy(subject, now)
+        busy = self._busy(subject)
         if busy is not None:
             subject.plan.busy(now, order, busy)
         else:
@@ -219,7 +219,7 @@ class Trains:
         switches = {dpid for flight in full for dpid, _ in flight.subject.ports}
         return len(full) < MAX_FULL_FLIGHTS and not any(dpid in switches for dpid, _ in subject.ports)
 
-    def _busy(self, subject: _Subject, now: float) -> str | None:
+    def _busy(self, subject: _Subject) -> str | None:
         """Say why a link must not be loaded now, None when it may."""
         value = subject.plan.estimator.value_bps
         limit = IDLE_FLOOR_BPS if value is None else max(IDLE_SHARE * value, IDLE_LEAST_BPS)
@@ -228,7 +228,7 @@ class Trains:
             if switch is None or openflow.congested(switch.datapath):
                 return f"switch {dpid_text(dpid)} takes no packets now"
             for rate in (self._monitor.sent(dpid, port), self._monitor.received(dpid, port)):
-                used = rate.rate(now).raw
+                used = rate.recent_peak_bps
                 if used is not None and used > limit:
                     return f"the link carries {used / 1e6:.2f} Mbit/s, trains wait until it is idle"
         return None

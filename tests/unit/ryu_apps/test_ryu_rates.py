@@ -115,3 +115,13 @@ def test_a_reply_that_no_port_could_give_is_left_out(absurd: int) -> None:
     assert counter.rate(2.0).value == before
     counter.add(3.0, 103.0, 376_000)
     assert counter.add(4.0, 104.0, 501_000) == pytest.approx(1_000_000)
+
+
+def test_a_transfer_that_stalls_for_a_moment_still_counts_as_recent_use() -> None:
+    rate = CounterRate()
+    assert rate.recent_peak_bps is None
+    for second, byte_count in enumerate((0, 1_000_000, 1_000_000, 1_000_000)):
+        rate.add(100.0 + second, float(second), byte_count)
+    assert rate.recent_peak_bps == 8e6
+    rate.add(104.0, 4.0, 1_000_000)
+    assert rate.recent_peak_bps == 0.0
