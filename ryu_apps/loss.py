@@ -9,6 +9,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from ryu_apps.stats import Measurement, unknown
 
@@ -68,28 +69,39 @@ NOTHING = Tally()
 Tallies = Callable[[float], Tally]
 """What was sent and lost within so many seconds before now."""
 
-CHANGE_WINDOWS_S = (3, 8, 20)
-CHANGED = 13.0
-"""Two tallies are not of one loss ratio beyond this `difference`: by chance 3 times in 10,000."""
+CHANGE_WINDOWS_S = (2, 4, 8, 20)
+MOSTLY_CHANCE = 0.5
+"""Where counters read at different moments leave less of the packets' worth, no change is looked for."""
+CHANGED = 16.0
+"""Two tallies are not of one loss ratio beyond this `difference`: by chance 6 times in 100,000."""
 
 
 def since_change(tallies: Tallies) -> Tally:
     """Return the tally of the whole window, or of its end alone where the loss ratio has changed.
 
-    The end that differs most from what was before it counts, by the likelihood ratio of two binomial counts.
+    The end that differs most from what was before it counts, by the likelihood ratio of two binomial counts;
+    and of that the end alone, if it changed again.
     """
-    best, most = tallies(WINDOW_S), CHANGED
-    whole = best
-    for window_s in CHANGE_WINDOWS_S:
-        recent = tallies(window_s)
-        before = Tally(
-            sent=whole.sent - recent.sent,
-            lost=whole.lost - recent.lost,
-            variance=whole.variance + recent.variance,
-        )
-        if min(recent.sent, before.sent) >= MIN_SAMPLES and difference(recent, before) > most:
-            best, most = recent, difference(recent, before)
-    return best
+    tallies = cache(tallies)
+    span_s, span = WINDOW_S, tallies(WINDOW_S)
+    if span.trials < MOSTLY_CHANCE * span.sent:
+        return span
+    while True:
+        ends = [
+            (_difference_before(tallies(end_s), span), end_s) for end_s in CHANGE_WINDOWS_S if end_s < span_s
+        ]
+        most, end_s = max(ends, default=(0.0, 0))
+        if most <= CHANGED:
+            return span
+        span_s, span = end_s, tallies(end_s)
+
+
+def _difference_before(recent: Tally, span: Tally) -> float:
+    """Return how much the end of a span differs from the rest of it; 0 where there are too few packets."""
+    before = Tally(
+        sent=span.sent - recent.sent, lost=span.lost - recent.lost, variance=span.variance + recent.variance
+    )
+    return difference(recent, before) if min(recent.sent, before.sent) >= MIN_SAMPLES else 0.0
 
 
 def difference(one: Tally, other: Tally) -> float:

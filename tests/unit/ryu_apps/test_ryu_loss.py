@@ -61,11 +61,24 @@ def changed(before: float, after: float, *, rate: float, ago_s: float) -> Callab
 
 
 @pytest.mark.parametrize(("before", "after"), [(0.05, 0.10), (0.10, 0.05), (0.0, 0.02), (0.01, 1.0)])
-def test_a_changed_loss_shows_after_three_seconds_of_traffic(before: float, after: float) -> None:
+def test_a_changed_loss_shows_after_four_seconds_of_traffic(before: float, after: float) -> None:
     estimator = LossEstimator(source="probe", round_trip=False)
-    loss = estimator.loss(100.0, changed(before, after, rate=300, ago_s=3.0))
+    loss = estimator.loss(100.0, changed(before, after, rate=300, ago_s=4.0))
     assert loss.value == pytest.approx(after)
-    assert loss.samples == 900
+    assert loss.samples == 1200
+
+
+def test_a_loss_that_goes_back_shows_as_soon_as_one_that_came() -> None:
+    def of(window_s: float) -> Tally:
+        spans = ((4.0, 0.05), (12.0, 0.10), (44.0, 0.05))
+        sent = lost = 0.0
+        for length_s, ratio in spans:
+            part = 300 * max(0.0, min(window_s, length_s))
+            window_s -= length_s
+            sent, lost = sent + part, lost + ratio * part
+        return Tally(sent=sent, lost=lost)
+
+    assert LossEstimator(source="probe", round_trip=False).loss(100.0, of).value == pytest.approx(0.05)
 
 
 def test_loss_that_has_not_changed_counts_over_the_whole_window() -> None:
