@@ -69,7 +69,7 @@ NOTHING = Tally()
 Tallies = Callable[[float], Tally]
 """What was sent and lost within so many seconds before now."""
 
-CHANGE_WINDOWS_S = (2, 4, 8, 20)
+CHANGE_WINDOWS_S = (2, 3, 4, 8, 20)
 MOSTLY_CHANCE = 0.5
 """Where counters read at different moments leave less of the packets' worth, no change is looked for."""
 CHANGED = 16.0

@@ -61,11 +61,14 @@ def changed(before: float, after: float, *, rate: float, ago_s: float) -> Callab
 
 
 @pytest.mark.parametrize(("before", "after"), [(0.05, 0.10), (0.10, 0.05), (0.0, 0.02), (0.01, 1.0)])
-def test_a_changed_loss_shows_after_four_seconds_of_traffic(before: float, after: float) -> None:
+@pytest.mark.parametrize(("ago_s", "samples"), [(2.0, 600), (3.0, 900), (4.0, 1200)])
+def test_a_changed_loss_shows_after_two_seconds_of_traffic(
+    before: float, after: float, ago_s: float, samples: int
+) -> None:
     estimator = LossEstimator(source="probe", round_trip=False)
-    loss = estimator.loss(100.0, changed(before, after, rate=300, ago_s=4.0))
+    loss = estimator.loss(100.0, changed(before, after, rate=300, ago_s=ago_s))
     assert loss.value == pytest.approx(after)
-    assert loss.samples == 1200
+    assert loss.samples == samples
 
 
 def test_a_loss_that_goes_back_shows_as_soon_as_one_that_came() -> None:
