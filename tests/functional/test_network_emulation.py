@@ -186,11 +186,7 @@ def goodput_bps(network, spec):
 @pytest.mark.parametrize("rate_bps", [2e6, 20e6, 50e6])
 def test_goodput_is_the_configured_rate_less_headers(network, spec, rate_bps):
     testbed.Client(PREFIX).degrade("h1-g1", rate_bps=rate_bps, delay_s=0.01, loss_ratio=0.0)
-    # A machine that is busy elsewhere delivers less, never more: a link can carry the best of a few tries.
-    tries = []
-    while len(tries) < 5 and max(tries, default=0.0) < 0.86 * rate_bps:
-        tries.append(goodput_bps(network, spec))
-    assert 0.86 * rate_bps <= max(tries) <= rate_bps, tries
+    assert 0.86 * rate_bps <= goodput_bps(network, spec) <= rate_bps
 
 
 def test_the_emulator_tells_how_late_it_was(network, spec):
