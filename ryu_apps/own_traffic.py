@@ -1,14 +1,16 @@
 """Tell the orchestrator's own traffic from that of others, per link.
 
-The orchestrator declares the classes of its transfers (a protocol and a port, at either end). For every pair
-of hosts that has a way, each class gets rules of its own on the same way; their byte counters are what the
-orchestrator caused, and what else is used is cross traffic. Nothing is added while nothing is declared.
+The orchestrator declares the classes of its transfers: a protocol and a port, at one host or at either end
+of any pair. Every pair of hosts that has a way gets rules of its own for each class that it can have, on
+the same way; their byte counters are what the orchestrator caused, and what else is used is cross traffic.
+Nothing is added while nothing is declared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from ipaddress import AddressValueError, IPv4Address
 from itertools import permutations
 from typing import Any
 
@@ -22,31 +24,35 @@ from ryu_apps.rates import CounterRate
 from ryu_apps.signals import Change, Signals
 from ryu_apps.stats import STALE_AFTER_S, Measurement, unknown
 
-MAX_CLASSES = 4
+MAX_CLASSES = 256
+MAX_ANYWHERE = 4
+"""Of these, so many without a host: each gives rules to every pair."""
 MAX_RULES = 10_000
 """So many are counted per switch."""
-EXAMPLE = '{"classes": [{"protocol": "tcp", "port": 7000}]}'
+EXAMPLE = '{"classes": [{"protocol": "tcp", "port": 7000, "host": "198.18.0.1"}]}'
 SOURCE = "flow_counters"
 UNIT = "bit/s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class OwnClass:
-    """What a transfer of the orchestrator looks like: a protocol, and a port at one of its ends."""
+    """What an own transfer looks like: a protocol, and a port at `host` ("": at either end)."""
 
     protocol: str
     port: int
+    host: str = ""
 
-    def directions(self) -> tuple[TrafficClass, TrafficClass]:
-        """Return the packets to that port and those from it."""
-        return (
-            TrafficClass(protocol=self.protocol, dst_port=self.port),
-            TrafficClass(protocol=self.protocol, src_port=self.port),
-        )
+    def flows(self, pair: Flow) -> Iterator[Flow]:
+        """Yield the pair's packets to that port and those from it, where that host is at that end."""
+        if self.host in ("", pair.dst):
+            yield replace(pair, traffic_class=TrafficClass(protocol=self.protocol, dst_port=self.port))
+        if self.host in ("", pair.src):
+            yield replace(pair, traffic_class=TrafficClass(protocol=self.protocol, src_port=self.port))
 
     def as_json(self) -> dict[str, object]:
         """Return what `parse_classes` reads."""
-        return {"protocol": self.protocol, "port": self.port}
+        place = {"host": self.host} if self.host else {}
+        return {"protocol": self.protocol, "port": self.port, **place}
 
 
 def parse_classes(body: object) -> tuple[OwnClass, ...]:
@@ -59,18 +65,62 @@ def parse_classes(body: object) -> tuple[OwnClass, ...]:
         raise BadRequestError(f"the body must be a map with exactly one key, such as {EXAMPLE}")
     if len(body["classes"]) > MAX_CLASSES:
         raise BadRequestError(f"{len(body['classes'])} classes are declared; {MAX_CLASSES} are the most")
-    return tuple(sorted({_parse_class(item) for item in body["classes"]}))
+    classes = {_parse_class(item) for item in body["classes"]}
+    anywhere = sum(1 for own in classes if not own.host)
+    if anywhere > MAX_ANYWHERE:
+        raise BadRequestError(f"{anywhere} classes without a host are declared; {MAX_ANYWHERE} are the most")
+    return tuple(sorted(classes))
 
 
 def _parse_class(item: object) -> OwnClass:
-    if not isinstance(item, dict) or set(item) != {"protocol", "port"}:
-        raise BadRequestError(f"a class must be a map with protocol and port, as in {EXAMPLE}")
+    if not isinstance(item, dict) or set(item) - {"host"} != {"protocol", "port"}:
+        raise BadRequestError(f"a class must be a map with protocol, port and maybe host, as in {EXAMPLE}")
     protocol, port = item["protocol"], item["port"]
     if not isinstance(protocol, str) or protocol not in PROTOCOLS:
         raise BadRequestError(f"protocol is {str(protocol)[:40]!r}; it is {' or '.join(PROTOCOLS)}")
     if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= MAX_PORT:
         raise BadRequestError(f"port is {str(port)[:40]!r}; it is a whole number between 1 and {MAX_PORT}")
-    return OwnClass(protocol=protocol, port=port)
+    return OwnClass(protocol=protocol, port=port, host=_address(item["host"]) if "host" in item else "")
+
+
+def _address(value: object) -> str:
+    try:
+        if isinstance(value, str):
+            return str(IPv4Address(value))
+    except AddressValueError:
+        pass
+    raise BadRequestError(f"host is {str(value)[:40]!r}, not an IPv4 address such as 198.18.0.1")
+
+
+class _Classes:
+    """Declared classes, by the host that they name, so that a pair's are found without a search."""
+
+    def __init__(self, classes: Iterable[OwnClass]) -> None:
+        self._by_host: dict[str, list[OwnClass]] = {}
+        for own in sorted(classes):
+            self._by_host.setdefault(own.host, []).append(own)
+        self._known = {(PROTOCOLS[own.protocol], own.host, own.port) for own in classes}
+
+    def flows(self, pair: Flow) -> Iterator[Flow]:
+        """Yield the parts of a pair's packets that are the orchestrator's own, each once."""
+        found = (
+            flow
+            for host in ("", pair.src, pair.dst)
+            for own in self._by_host.get(host, ())
+            for flow in own.flows(pair)
+        )
+        yield from dict.fromkeys(found)
+
+    def has(self, match: Any) -> bool:
+        """Tell whether a rule's packets are of one of the classes."""
+        for end in ("src", "dst"):
+            for protocol, number in PROTOCOLS.items():
+                port = match.get(f"{protocol}_{end}")
+                if port is not None and not self._known.isdisjoint(
+                    ((number, "", port), (number, match.get(f"ipv4_{end}"), port))
+                ):
+                    return True
+        return False
 
 
 @dataclass(slots=True, eq=False)
@@ -97,10 +147,13 @@ class OwnTraffic:
         self._forwarding = forwarding
         self._clock = clock
         self._classes: tuple[OwnClass, ...] = ()
+        self._wanted = _Classes(())
         self._rules: dict[int, dict[tuple[int, int], _Rule]] = {}
         """By switch, and there by cookie and the port where packets come in."""
+        self._sums: dict[int, tuple[float, dict[tuple[bool, int], list[Measurement]]]] = {}
+        """By switch: when they were made, and the rates of its rules by (going out, port)."""
         signals.connect(Change.PATH_INSTALLED, self._path_installed)
-        signals.connect(Change.SWITCH_DOWN, lambda switch: self._rules.pop(switch.dpid, None))
+        signals.connect(Change.SWITCH_DOWN, lambda switch: self._forget(switch.dpid))
 
     @property
     def classes(self) -> tuple[OwnClass, ...]:
@@ -109,12 +162,14 @@ class OwnTraffic:
 
     def declare(self, classes: tuple[OwnClass, ...]) -> None:
         """Count these classes as the orchestrator's own from now on, and no others."""
-        gone = set(self._classes) - set(classes)
-        self._classes = classes
+        gone = _Classes(set(self._classes) - set(classes))
+        self._classes, self._wanted = classes, _Classes(classes)
         for src, dst in permutations(list(self._network.hosts), 2):
             pair = Flow(src=src, dst=dst)
-            for flow in _flows(pair, gone):
-                self._forwarding.unfollow(flow)
+            kept = set(self._wanted.flows(pair))
+            for flow in gone.flows(pair):
+                if flow not in kept:
+                    self._forwarding.unfollow(flow)
             if self._forwarding.way(pair) is not None:
                 self._follow(pair)
 
@@ -124,28 +179,27 @@ class OwnTraffic:
             self._follow(flow)
 
     def _follow(self, pair: Flow) -> None:
-        for flow in _flows(pair, self._classes):
+        for flow in self._wanted.flows(pair):
             self._forwarding.follow(flow)
 
     def counted(self, dpid: int, entries: list[Any]) -> None:
         """Take in the counters of a switch's rules for hosts' packets."""
         if not self._classes:
             self._rules.clear()
+            self._sums.clear()
             return
         now = self._clock()
         rules = self._rules.setdefault(dpid, {})
         for entry in entries:
-            if self._is_own(entry.match):
+            if self._wanted.has(entry.match):
                 _count(now, rules, entry)
         for key in [key for key, rule in rules.items() if _is_old(rule, now)]:
             del rules[key]
+        self._sums.pop(dpid, None)
 
-    def _is_own(self, match: Any) -> bool:
-        return any(
-            match.get("ip_proto") == PROTOCOLS[own.protocol]
-            and own.port in (match.get(f"{own.protocol}_dst"), match.get(f"{own.protocol}_src"))
-            for own in self._classes
-        )
+    def _forget(self, dpid: int) -> None:
+        self._rules.pop(dpid, None)
+        self._sums.pop(dpid, None)
 
     def rate(self, now: float, what: Hop | Host, *, to_host: bool) -> Measurement:
         """Return what the orchestrator's own transfers use of a link."""
@@ -153,15 +207,22 @@ class OwnTraffic:
             reason = "no traffic is declared as the orchestrator's own (PUT own-traffic)"
             return unknown(reason, source=SOURCE, unit=UNIT)
         if isinstance(what, Hop):
-            rules = [rule for rule in self._at(what.dst) if rule.in_port == what.dst_port]
-        elif to_host:
-            rules = [rule for rule in self._at(what.dpid) if rule.out_port == what.port]
+            dpid, out, port = what.dst, False, what.dst_port
         else:
-            rules = [rule for rule in self._at(what.dpid) if rule.in_port == what.port]
-        return _sum([rule.rate.rate(now) for rule in rules])
+            dpid, out, port = what.dpid, to_host, what.port
+        return _sum(self._rates_at(now, dpid).get((out, port), ()))
 
-    def _at(self, dpid: int) -> Iterable[_Rule]:
-        return self._rules.get(dpid, {}).values()
+    def _rates_at(self, now: float, dpid: int) -> dict[tuple[bool, int], list[Measurement]]:
+        """Return the rates of a switch's rules by port; all links are asked for at one time."""
+        made_at, rates = self._sums.get(dpid, (None, {}))
+        if made_at != now:
+            rates = {}
+            for rule in self._rules.get(dpid, {}).values():
+                rate = rule.rate.rate(now)
+                rates.setdefault((False, rule.in_port), []).append(rate)
+                rates.setdefault((True, rule.out_port), []).append(rate)
+            self._sums[dpid] = now, rates
+        return rates
 
 
 def _count(now: float, rules: dict[tuple[int, int], _Rule], entry: Any) -> None:
@@ -175,7 +236,7 @@ def _count(now: float, rules: dict[tuple[int, int], _Rule], entry: Any) -> None:
     rule.rate.add(now, entry.duration_sec + entry.duration_nsec * 1e-9, entry.byte_count)
 
 
-def _sum(rates: list[Measurement]) -> Measurement:
+def _sum(rates: Sequence[Measurement]) -> Measurement:
     known = [rate for rate in rates if rate.value is not None]
     return Measurement(
         value=sum(rate.value for rate in known if rate.value is not None),
@@ -204,12 +265,6 @@ def cross_traffic(used: Measurement, own: Measurement) -> Measurement:
         source="derived",
         unit=UNIT,
     )
-
-
-def _flows(pair: Flow, classes: set[OwnClass] | tuple[OwnClass, ...]) -> Iterator[Flow]:
-    for own in classes:
-        for traffic_class in own.directions():
-            yield Flow(src=pair.src, dst=pair.dst, traffic_class=traffic_class)
 
 
 def _is_old(rule: _Rule, now: float) -> bool:

@@ -86,6 +86,7 @@ class LinkValues:
     capacity_bps: Measurement
     used_bps: Measurement
     available_bps: Measurement
+    available_to_own_bps: Measurement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +99,7 @@ class PathValues:
     capacity_bps: Measurement
     used_bps: Measurement
     available_bps: Measurement
+    available_to_own_bps: Measurement
 
 
 def combine(links: Sequence[LinkValues], *, no_path: str) -> PathValues:
@@ -115,6 +117,7 @@ def combine(links: Sequence[LinkValues], *, no_path: str) -> PathValues:
         capacity_bps=_fold([(link.id, link.capacity_bps) for link in links], min),
         used_bps=_used_at_bottleneck(links),
         available_bps=_fold([(link.id, link.available_bps) for link in links], min),
+        available_to_own_bps=_fold([(link.id, link.available_to_own_bps) for link in links], min),
     )
 
 
@@ -129,6 +132,7 @@ def _no_values(reason: str) -> PathValues:
         capacity_bps=rate,
         used_bps=rate,
         available_bps=rate,
+        available_to_own_bps=rate,
     )
 
 

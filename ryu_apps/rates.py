@@ -110,9 +110,9 @@ class PortCount:
         return sent_bytes * 8 / seconds, received_bytes * 8 / seconds
 
 
-def available(capacity: Measurement, used: Measurement) -> Measurement:
-    """Return capacity - used, at least 0; unknown when either is."""
-    for name, part in (("capacity", capacity), ("used", used)):
+def available(capacity: Measurement, used: Measurement, *, by: str = "used") -> Measurement:
+    """Return capacity - used, at least 0; unknown when either is. `by` names what is used, for the reason."""
+    for name, part in (("capacity", capacity), (by, used)):
         if part.reason is not None:
             return unknown(f"{name} is unknown: {part.reason}", source="derived", unit="bit/s")
     assert capacity.value is not None

@@ -22,7 +22,15 @@ from ryu_apps.rates import CounterRate, available
 from ryu_apps.stats import Measurement, unknown
 from ryu_apps.trains import Trains
 
-METRICS = ("delay_s", "jitter_s", "loss_ratio", "capacity_bps", "used_bps", "available_bps")
+METRICS = (
+    "delay_s",
+    "jitter_s",
+    "loss_ratio",
+    "capacity_bps",
+    "used_bps",
+    "available_bps",
+    "available_to_own_bps",
+)
 Document = dict[str, Any]
 
 
@@ -130,6 +138,7 @@ class Views:
         """Return the measured values of a link."""
         stream, used_rate, estimator = self._sources(what, to_host)
         used = used_rate.rate(now)
+        cross = cross_traffic(used, self._own_traffic.rate(now, what, to_host=to_host))
         estimate = self._trains.estimator(estimator).capacity(now)
         capacity = self._capacities.get(now, link_id) or estimate
         if stream is None:
@@ -147,6 +156,7 @@ class Views:
             capacity_bps=capacity,
             used_bps=used,
             available_bps=available(capacity, used),
+            available_to_own_bps=available(capacity, cross, by="cross traffic"),
         )
 
     def _counted(self, now: float, what: Hop | Host, to_host: bool, window_s: float) -> Tally:

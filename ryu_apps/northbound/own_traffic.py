@@ -9,7 +9,7 @@ from ryu.app.wsgi import Response
 from ryu_apps.flows import MAX_PORT, PROTOCOLS
 from ryu_apps.northbound.http import document, json_body
 from ryu_apps.northbound.routes import BASE, Answer, Api, Request, Route
-from ryu_apps.northbound.schemas import Schema, listing, one_of, record, ref
+from ryu_apps.northbound.schemas import IPV4, Schema, listing, one_of, record, ref
 from ryu_apps.own_traffic import EXAMPLE, MAX_CLASSES, parse_classes
 
 PATH = f"{BASE}/own-traffic"
@@ -35,6 +35,7 @@ SCHEMAS: dict[str, Schema] = {
                 record(
                     protocol=one_of(*PROTOCOLS),
                     port={"type": "integer", "minimum": 1, "maximum": MAX_PORT},
+                    optional={"host": {**IPV4, "description": "whose port it is; left out: at either end"}},
                 )
             ),
             "maxItems": MAX_CLASSES,

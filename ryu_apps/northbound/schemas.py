@@ -48,7 +48,15 @@ def one_of(*values: str) -> Schema:
 
 METRICS: dict[str, Schema] = {
     name: ref("Measurement")
-    for name in ("delay_s", "jitter_s", "loss_ratio", "capacity_bps", "used_bps", "available_bps")
+    for name in (
+        "delay_s",
+        "jitter_s",
+        "loss_ratio",
+        "capacity_bps",
+        "used_bps",
+        "available_bps",
+        "available_to_own_bps",
+    )
 }
 
 SCHEMAS: dict[str, Schema] = {

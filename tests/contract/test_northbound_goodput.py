@@ -54,6 +54,33 @@ def test_reports_that_come_late_do_not_undo_newer_ones(client: Client) -> None:
     assert client.get(PATH)["goodput_bps"]["value"] == 4e6
 
 
+def report_many(client: Client, body: Any) -> Any:
+    return client.ask(f"{BASE}/goodputs", method="POST", body=json.dumps(body).encode())
+
+
+def test_of_many_transfers_each_is_taken_or_refused_by_itself(client: Client) -> None:
+    good = {"src": H1, "dst": H4, "bytes": 1_000_000, "seconds": 2.0, "at": client.world.now}
+    answer = report_many(
+        client, {"transfers": [7, good, {**good, "dst": "198.18.0.99"}, {**good, "bytes": 0}]}
+    )
+    assert answer.status_int == 200
+    assert answer.json["taken"] == 1
+    assert [item["number"] for item in answer.json["refused"]] == [0, 2, 3]
+    assert "host 198.18.0.99 is not known" in answer.json["refused"][1]["reason"]
+    assert client.get(PATH)["goodput_bps"]["value"] == 4e6
+
+
+@pytest.mark.parametrize("body", [[], {}, {"transfers": {}}, {"transfers": [], "more": 1}])
+def test_many_transfers_come_as_a_list(client: Client, body: Any) -> None:
+    assert report_many(client, body).status_int == 400
+
+
+def test_too_many_transfers_at_once_are_refused(client: Client) -> None:
+    answer = report_many(client, {"transfers": [0] * 501})
+    assert answer.status_int == 400
+    assert answer.json["detail"] == "501 transfers are reported; 500 are the most"
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "detail"),
     [

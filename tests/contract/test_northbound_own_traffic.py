@@ -39,7 +39,7 @@ def entry(*, cookie: int, in_port: int, out_port: int, seconds: float, sent: int
     action = SimpleNamespace(type=protocol.OFPAT_OUTPUT, port=out_port)
     return SimpleNamespace(
         cookie=cookie,
-        match={"in_port": in_port, "ip_proto": 6, "tcp_dst": port},
+        match={"in_port": in_port, "ip_proto": 6, "tcp_dst": port, "ipv4_src": H1, "ipv4_dst": H4},
         instructions=[SimpleNamespace(actions=[action])],
         duration_sec=int(seconds),
         duration_nsec=0,
@@ -99,6 +99,45 @@ def test_cross_traffic_is_what_others_use(client: Client) -> None:
     assert link["cross_traffic_bps"]["value"] == pytest.approx(2e6)
 
 
+def test_a_class_with_a_host_gets_only_the_rules_that_can_match(client: Client) -> None:
+    own = {"classes": [{"protocol": "tcp", "port": 7000, "host": H4}]}
+    assert declare(client, own).json == own
+    flows = {
+        (route.flow.src, route.flow.dst, *route.flow.traffic_class.as_json()) for route in own_rules(client)
+    }
+    assert flows == {(H1, H4, "protocol", "dst_port"), (H4, H1, "protocol", "src_port")}
+
+
+def test_traffic_to_the_same_port_of_another_host_is_not_the_orchestrators(client: Client) -> None:
+    declare(client, {"classes": [{"protocol": "tcp", "port": 7000, "host": H1}]})
+    carry(client, own_bps=6e6)  # to H4
+    assert client.get(f"{BASE}/links/{TO_H4}")["own_bps"]["value"] == 0.0
+
+
+def test_a_class_that_is_narrowed_to_a_host_keeps_its_rules_there_and_loses_the_others(
+    client: Client,
+) -> None:
+    declare(client)
+    kept = {route.flow: route.cookie for route in own_rules(client)}
+    declare(client, {"classes": [{"protocol": "tcp", "port": 7000, "host": H4}]})
+    client.world.advance(10.0)
+    left = {route.flow: route.cookie for route in own_rules(client)}
+    assert len(left) == 2
+    assert left.items() <= kept.items()
+
+
+def test_what_own_transfers_can_have_is_not_reduced_by_themselves(client: Client) -> None:
+    client.ask(f"{BASE}/links/{TO_H4}", method="PUT", body=b'{"capacity_bps": 20000000}')
+    before = client.get(f"{BASE}/links/{TO_H4}")["available_to_own_bps"]
+    assert before["value"] is None
+    assert "PUT own-traffic" in before["reason"]
+    declare(client)
+    carry(client, own_bps=6e6)
+    link = client.get(f"{BASE}/links/{TO_H4}")
+    assert link["available_bps"]["value"] == pytest.approx(12e6)
+    assert link["available_to_own_bps"]["value"] == pytest.approx(18e6)
+
+
 def test_traffic_of_other_ports_is_not_the_orchestrators(client: Client) -> None:
     declare(client)
     carry(client, own_bps=6e6, port=80)
@@ -118,6 +157,12 @@ def test_traffic_of_other_ports_is_not_the_orchestrators(client: Client) -> None
         ({"classes": [{"protocol": "tcp", "port": 0}]}, "port is '0'"),
         ({"classes": [{"protocol": "tcp", "port": True}]}, "port is 'True'"),
         ({"classes": [{"protocol": "tcp", "port": port} for port in range(1, 7)]}, "4 are the most"),
+        ({"classes": [{"protocol": "tcp", "port": 1, "host": "h1"}]}, "host is 'h1', not an IPv4 address"),
+        ({"classes": [{"protocol": "tcp", "port": 1, "host": None}]}, "host is 'None'"),
+        (
+            {"classes": [{"protocol": "tcp", "port": port, "host": H1} for port in range(1, 259)]},
+            "258 classes are declared; 256 are the most",
+        ),
     ],
 )
 def test_wrong_declarations_get_one_clear_problem(client: Client, body: Any, detail: str) -> None:

@@ -49,6 +49,7 @@ def link(name: str, values: Values) -> LinkValues:
         capacity_bps=rate,
         used_bps=rate,
         available_bps=rate,
+        available_to_own_bps=rate,
     )
 
 

@@ -113,6 +113,7 @@ def link(
         capacity_bps=value(capacity, "bit/s"),
         used_bps=value(used, "bit/s"),
         available_bps=value(capacity - used, "bit/s"),
+        available_to_own_bps=value(capacity - used / 2, "bit/s"),
     )
 
 
@@ -128,6 +129,7 @@ def test_a_path_adds_delays_and_takes_the_bottleneck() -> None:
     assert path.loss_ratio.value == pytest.approx(1 - 0.9 * 0.8)
     assert path.capacity_bps.value == 20e6
     assert path.available_bps.value == 5e6
+    assert path.available_to_own_bps.value == 19.5e6
     assert path.used_bps.value == 995e6
     assert (path.delay_s.samples, path.delay_s.age_s) == (4, 4.0)
     assert path.delay_s.source == "derived"
@@ -143,6 +145,7 @@ def test_an_unknown_link_makes_the_path_unknown_and_is_named() -> None:
         capacity_bps=unknown("no train yet", source="packet_train", unit="bit/s"),
         used_bps=known.used_bps,
         available_bps=unknown("capacity is unknown: no train yet", source="derived", unit="bit/s"),
+        available_to_own_bps=unknown("capacity is unknown: no train yet", source="derived", unit="bit/s"),
     )
     path = combine([known, blind], no_path="")
     assert path.delay_s.value == pytest.approx(0.008)
