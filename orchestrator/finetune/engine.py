@@ -18,10 +18,11 @@ from typing import Any
 
 from orchestrator.core.criteria import criteria_of
 from orchestrator.core.decisions import Decision, NodeScore
+from orchestrator.core.errors import InvalidValue
 from orchestrator.core.jsonable import Json, to_json
 from orchestrator.core.model import Network
 from orchestrator.core.scoring import score_nodes
-from orchestrator.core.selection import Choice, RoundView, make_policy
+from orchestrator.core.selection import Choice, Remembering, RoundView, make_policy
 from orchestrator.finetune.messages import (
     Accept,
     Aggregate,
@@ -56,6 +57,7 @@ from orchestrator.finetune.messages import (
     Tick,
     UpdateArrived,
 )
+from orchestrator.finetune.snapshot import Snapshot, random_state, restore_random
 from orchestrator.finetune.state import ELIMINATED, Health, Node, Phase, Round, epoch_report, invalid
 
 SYNC_ATTEMPTS = 3
@@ -71,6 +73,7 @@ class Engine:
             InvalidPolicy: the policy is unknown or its condition on nodes and epochs does not hold.
         """
         self.spec = spec
+        self._rng = rng
         self._policy = make_policy(spec.policy, nodes=len(spec.nodes), epochs=spec.epochs, rng=rng)
         self._nodes = {name: Node(name=name) for name in spec.nodes}
         self._phase = Phase.NEW
@@ -80,6 +83,8 @@ class Engine:
         self._losses: dict[int, float] = {}
         self._reports: dict[int, EpochReport] = {}
         self._started_at_s = 0.0
+        self._elapsed_s = 0.0
+        self._resumed = False
         self._completed_at_s: float | None = None
         self._out: list[Instruction] = []
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
@@ -118,6 +123,44 @@ class Engine:
         """Return the nodes that take part."""
         return tuple(name for name, node in self._nodes.items() if node.out is None)
 
+    def snapshot(self, now_s: float) -> Snapshot:
+        """Return all that `restore` needs to go on from the newest version.
+
+        To be taken when an epoch was reported, between two events: the choice of the nodes that train the
+        next epoch is in it, their answers are not.
+        """
+        return Snapshot(
+            version=self._version,
+            elapsed_s=now_s - self._started_at_s,
+            completed_s=None if self._completed_at_s is None else self._completed_at_s - self._started_at_s,
+            losses=dict(self._losses),
+            reports=tuple(report for version, report in self._reports.items() if version not in self._losses),
+            out={name: node.out for name, node in self._nodes.items() if node.out is not None},
+            random=random_state(self._rng),
+            policy=self._policy.snapshot() if isinstance(self._policy, Remembering) else {},
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Begin where `snapshot` was taken, at the next JobStarted; only before the first event.
+
+        Nodes are loaded anew. A failure of before keeps a node out only where rejoin is off, as with a node
+        that was lost and is back.
+        """
+        if self._phase is not Phase.NEW:
+            raise InvalidValue(f"job {self.spec.job} has begun; only a new engine can be restored")
+        self._resumed = True
+        self._version, self._elapsed_s = snapshot.version, snapshot.elapsed_s
+        self._losses = dict(snapshot.losses)
+        self._reports = {report.version: report for report in snapshot.reports}
+        if snapshot.completed_s is not None:
+            self._completed_at_s = snapshot.completed_s
+        for name, reason in snapshot.out.items():
+            if name in self._nodes and (reason == ELIMINATED or not self.spec.rejoin):
+                self._nodes[name].out = reason
+        restore_random(self._rng, snapshot.random)
+        if isinstance(self._policy, Remembering):
+            self._policy.restore(dict(snapshot.policy))
+
     def handle(self, event: Event) -> list[Instruction]:
         """Take `event`, return what is to be done, in order."""
         if self.ended:
@@ -134,6 +177,9 @@ class Engine:
     # Beginning
 
     def _on_started(self, event: JobStarted) -> None:
+        if self._resumed:
+            self._resume(event.now_s)
+            return
         self._phase = Phase.ROUND
         self._started_at_s = self._round.started_at_s = event.now_s
         self._announce("loading", f"sending model and data to {len(self._nodes)} nodes")
@@ -143,6 +189,25 @@ class Engine:
             if node.health is not Health.LOST:
                 self._load(node, event.now_s)
         self._try_close(event.now_s)
+
+    def _resume(self, now_s: float) -> None:
+        """Load every node with the newest version; go on with its epoch, or with the end."""
+        trained = self._version == self.spec.epochs
+        active = () if trained else self.active
+        self._started_at_s = now_s - self._elapsed_s
+        if self._completed_at_s is not None:
+            self._completed_at_s += self._started_at_s
+        self._phase = Phase.SETTLING if trained else Phase.ROUND
+        self._round = Round(epoch=self._version, started_at_s=now_s, active=active, waiting=set(active))
+        goes_on = "all epochs are done" if trained else f"goes on with epoch {self._version}"
+        reason = f"{goes_on}, from version {self._version} after {self._elapsed_s:.1f} s"
+        self._announce("loading", f"resumed: {reason}")
+        self._decide(now_s, "job", "resume", reason, inputs=self._job_inputs())
+        if self._version not in self._losses:
+            self._out.append(Evaluate(version=self._version))
+        for node in self._nodes.values():
+            self._load(node, now_s)
+        self._try_close(now_s)
 
     def _load(self, node: Node, now_s: float) -> None:
         node.health, node.since_s = Health.LOADING, now_s

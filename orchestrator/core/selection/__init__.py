@@ -7,7 +7,7 @@ from random import Random
 from orchestrator.core.errors import InvalidPolicy
 from orchestrator.core.selection.all_resources import AllResources
 from orchestrator.core.selection.elimination import Elimination, eliminations_per_epoch
-from orchestrator.core.selection.interface import Choice, Policy, RoundView
+from orchestrator.core.selection.interface import Choice, Policy, Remembering, RoundView
 from orchestrator.core.selection.random import RandomElimination
 
 POLICIES = ("all", "eliminate", "random")
@@ -28,4 +28,12 @@ def make_policy(name: str, *, nodes: int, epochs: int, rng: Random) -> Policy:
     raise InvalidPolicy(f"policy {name!r} is unknown; known: {', '.join(POLICIES)}")
 
 
-__all__ = ["POLICIES", "Choice", "Policy", "RoundView", "eliminations_per_epoch", "make_policy"]
+__all__ = [
+    "POLICIES",
+    "Choice",
+    "Policy",
+    "Remembering",
+    "RoundView",
+    "eliminations_per_epoch",
+    "make_policy",
+]

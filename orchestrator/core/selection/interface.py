@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from orchestrator.core.decisions import NodeScore
+from orchestrator.core.jsonable import Json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,20 @@ class Policy(Protocol):
 
     def choose(self, view: RoundView) -> Choice:
         """Choose after an epoch that is not the last."""
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A policy that learns from epoch to epoch says what it has learnt, so that a job can be resumed.
+
+    What it drew from its random generator needs no mention: the engine keeps the generator's state.
+    """
+
+    def snapshot(self) -> dict[str, Json]:
+        """Return what was learnt, as JSON."""
+
+    def restore(self, learnt: dict[str, Json]) -> None:
+        """Go on from what `snapshot` returned."""
 
 
 def keep_one(count: int, scores: Sequence[NodeScore]) -> int:
