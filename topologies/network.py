@@ -23,6 +23,8 @@ from topologies.wiring import Wiring
 log = logging.getLogger(__name__)
 
 _OPEN_FILES = 65536
+_PATIENCE_S = 3.0
+"""Open vSwitch's own monitor starts it again after most crashes within a second, but not after SIGKILL."""
 
 
 class Network(Mininet):  # type: ignore[misc]
@@ -32,6 +34,8 @@ class Network(Mininet):  # type: ignore[misc]
         self.spec = spec
         self.wiring = wiring
         self.datapath = datapath
+        self._daemon: int | None = None
+        self._daemon_gone_at_s: float | None = None
         _allow_open_files()
         # Mininet's own initialisation rewrites system-wide kernel settings and would not put them back
         Mininet.inited = True
@@ -58,9 +62,36 @@ class Network(Mininet):  # type: ignore[misc]
         record(self.shells())
         self.start()
         self._check_bridges()
+        self._favour_daemon()
+
+    def _favour_daemon(self) -> bool:
+        """Give the daemon what it needs to keep up; False while it has not opened all ports yet."""
         if self.datapath == "user":
-            userspace_switch.deepen(self._port_names())
             userspace_switch.hurry()
+            if userspace_switch.deepen(self._port_names()) < self._port_names():
+                return False
+        self._daemon = userspace_switch.alive()
+        return True
+
+    def tend(self, now_s: float) -> str | None:
+        """See that the switch daemon runs; return what happened to it, None if nothing did.
+
+        One that its own monitor has started again is given again what it was given at first. One that stays
+        away is started. `now_s` is of any monotonic clock.
+
+        Raises:
+            TopologyError: it cannot be started.
+        """
+        daemon = userspace_switch.alive()
+        if daemon is None:
+            self._daemon_gone_at_s = now_s if self._daemon_gone_at_s is None else self._daemon_gone_at_s
+            if now_s - self._daemon_gone_at_s < _PATIENCE_S:
+                return None
+            ovs.ensure_running()
+        elif daemon == self._daemon:
+            return None
+        self._daemon_gone_at_s = None
+        return "ended and was started again; packets were lost meanwhile" if self._favour_daemon() else None
 
     def shells(self) -> dict[str, int]:
         """Return the process that holds each node."""
@@ -80,6 +111,8 @@ class Network(Mininet):  # type: ignore[misc]
 
     def missing(self) -> list[str]:
         """Name the switches that somebody else has removed (`mn -c` removes every bridge there is)."""
+        if self._daemon_gone_at_s is not None:
+            return []
         return ovs.missing_bridges([switch.name for switch in self.switches])
 
     def stop(self) -> None:

@@ -161,6 +161,7 @@ class Supervisor:
         if emulator is not None:
             log_path = self._network.wiring.log_path
             self._note("emulator", f"ended with status {emulator}: no packet passes any more; see {log_path}")
+        self._tend_switches()
         if missing := self._network.missing():
             self._note(
                 "switches",
@@ -171,6 +172,14 @@ class Supervisor:
             self._reap(self._workers)
         if self._capacities is not None and self._capacities.missing:
             self._capacities.put()
+
+    def _tend_switches(self) -> None:
+        try:
+            happened = self._network.tend(time.monotonic())
+        except TopologyError as error:
+            happened = f"has ended and cannot be started again: {error}"
+        if happened is not None:
+            self._note("Open vSwitch", happened)
 
     def _reap(self, workers: stages.Workers) -> None:
         try:

@@ -29,6 +29,7 @@ _PRIORITY = 8
 _SYS_PIDFD_GETFD = 438
 _SO_RCVBUFFORCE = 33
 _PID_FILES = (Path("/run/openvswitch/ovs-vswitchd.pid"), Path("/var/run/openvswitch/ovs-vswitchd.pid"))
+_NAME = "ovs-vswitchd"
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -80,6 +81,16 @@ def process_id() -> int | None:
     except (OSError, ValueError, StopIteration) as error:
         log.warning("the process of Open vSwitch is not known: %s", error or "it has no pid file")
         return None
+
+
+def alive() -> int | None:
+    """Return the switch's process if it runs, None otherwise."""
+    for path in _PID_FILES:
+        with suppress(OSError, ValueError):
+            pid = int(path.read_text(encoding="ascii"))
+            if _NAME in Path(f"/proc/{pid}/comm").read_text(encoding="ascii"):
+                return pid
+    return None
 
 
 def _deepened(pid: int, descriptor: int, interfaces: set[str]) -> Iterator[str]:
