@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.core.decisions import Decision
+from orchestrator.core.energy import Energy, PowerProfile
 from orchestrator.core.errors import InvalidValue
 from orchestrator.core.model import Network, NodeState
 from orchestrator.core.scoring import Weights
+from orchestrator.core.selection import PolicyOptions
+from orchestrator.core.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +23,8 @@ class JobSpec:
     """What a fine-tuning job is (Pekel 2025, Algorithm 1); `Engine(spec, rng)` runs it.
 
     `rejoin`: may a node that was lost or hung take part again once it is back. `invalid_limit`: after so many
-    invalid answers in a row a node is left out. `eliminate` needs N > T > 1 (N nodes, T epochs).
+    invalid answers in a row a node is left out. `eliminate` needs N > T > 1 (N nodes, T epochs). `power` is what
+    the nodes' devices draw.
     """
 
     job: str
@@ -37,6 +41,8 @@ class JobSpec:
     metrics_timeout_s: float = 10.0
     rejoin: bool = True
     invalid_limit: int = 2
+    options: PolicyOptions = field(default_factory=PolicyOptions)
+    power: PowerProfile = field(default_factory=PowerProfile)
 
     def __post_init__(self) -> None:
         if not self.nodes:
@@ -60,7 +66,9 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobStarted(Event):
-    """The driver is ready: version 0 of the parameters and the partitions exist."""
+    """The driver is ready: version 0 of the parameters and the partitions exist; a round asks `workload`."""
+
+    workload: Workload = field(default_factory=Workload)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +140,7 @@ class Evaluated(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsTaken(Event):
-    """The nodes and the network as measured now (answers TakeMetrics for `epoch`)."""
+    """The nodes and the network as measured now (answers TakeMetrics for `epoch`, -1 before the first)."""
 
     epoch: int
     nodes: tuple[NodeState, ...]
@@ -173,10 +181,11 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadNode(Instruction):
-    """Send `version` of the model and the node's data; answer NodeLoaded or RequestFailed."""
+    """Send `version` of the model, and the node's data if `data`; answer NodeLoaded or RequestFailed."""
 
     node: str
     version: int
+    data: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,7 +246,7 @@ class Evaluate(Instruction):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakeMetrics(Instruction):
-    """Read nodes and network now; answer MetricsTaken."""
+    """Read nodes and network now; answer MetricsTaken. `epoch` is -1 before the first round."""
 
     epoch: int
 
@@ -259,7 +268,10 @@ class Record(Instruction):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochReport:
-    """One finished epoch. `loss` is None until its evaluation arrives (a later report repeats the epoch)."""
+    """One finished epoch. `loss` is None until its evaluation arrives (a later report repeats the epoch).
+
+    `late` were asked and not waited for; `readmitted` take part (again) from the next epoch on.
+    """
 
     epoch: int
     version: int
@@ -274,6 +286,8 @@ class EpochReport:
     node_round_s: Mapping[str, float | None] = field(default_factory=dict)
     node_late_s: Mapping[str, float | None] = field(default_factory=dict)
     node_loss: Mapping[str, float | None] = field(default_factory=dict)
+    late: tuple[str, ...] = ()
+    readmitted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,7 +299,10 @@ class ReportEpoch(Instruction):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """A finished job. `completion_s`: from sending model and data until the final loss is known."""
+    """A finished job. `completion_s`: from sending model and data until the final loss is known.
+
+    `energy` is what the job cost each node until it was settled, `energy_total` all of them.
+    """
 
     policy: str
     epochs: int
@@ -296,6 +313,8 @@ class Summary:
     settle_s: float
     settled: tuple[str, ...]
     unsettled: Mapping[str, str]
+    energy: Mapping[str, Energy] = field(default_factory=dict)
+    energy_total: Energy = field(default_factory=Energy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

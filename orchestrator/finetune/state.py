@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from math import isfinite
 
+from orchestrator.core.selection import RoundPlan
 from orchestrator.finetune.messages import EpochReport, MetricsTaken, UpdateArrived
 
 ELIMINATED = "eliminated"
+UNSELECTED = "not selected"
+BEFORE = -1
+"""The epoch of the metrics that are taken before the first round."""
 
 
 class Phase(Enum):
     """Where the job stands."""
 
     NEW = "new"
+    STARTING = "starting"
     ROUND = "round"
     CLOSING = "closing"
     SETTLING = "settling"
@@ -24,6 +30,7 @@ class Phase(Enum):
 class Health(Enum):
     """Where a node stands, apart from whether it takes part."""
 
+    EMPTY = "empty"
     LOADING = "loading"
     READY = "ready"
     TRAINING = "training"
@@ -33,10 +40,17 @@ class Health(Enum):
 
 @dataclass(slots=True, kw_only=True)
 class Node:
-    """What the engine knows of a node. `out` says why it takes no part, None if it does."""
+    """What the engine knows of a node. `out` says why it takes no part, None if it does.
+
+    `has_data`: it was sent its data once, and is kept up to date from then on. `compute_s` and `transfer_s` are what
+    it has spent on the job so far.
+    """
 
     name: str
-    health: Health = Health.LOADING
+    health: Health = Health.EMPTY
+    has_data: bool = False
+    compute_s: float = 0.0
+    transfer_s: float = 0.0
     out: str | None = None
     version: int = -1
     since_s: float = 0.0
@@ -47,8 +61,19 @@ class Node:
 
     @property
     def is_spare(self) -> bool:
-        """Say whether the node was eliminated and could train now."""
-        return self.out == ELIMINATED and self.health is Health.READY
+        """Say whether the node was eliminated or never selected and could train now."""
+        ready = self.health is Health.READY
+        return (self.out == ELIMINATED and ready) or (self.out == UNSELECTED and self.is_free)
+
+    @property
+    def is_free(self) -> bool:
+        """Say whether the node could begin a round now."""
+        return self.health in (Health.READY, Health.EMPTY)
+
+    @property
+    def is_busy(self) -> bool:
+        """Say whether the node is at something that will end by itself or by its deadline."""
+        return self.health in (Health.LOADING, Health.TRAINING)
 
     @property
     def absence(self) -> str:
@@ -64,12 +89,20 @@ class Node:
 
 @dataclass(slots=True, kw_only=True)
 class Round:
-    """The epoch in progress: whose answer is awaited, what came, who failed and why."""
+    """The epoch in progress: whose answer is awaited, what came, who failed and why, who was not waited for.
+
+    `answered_s` and `load_s` count from the round's beginning.
+    """
 
     epoch: int
     started_at_s: float
     active: tuple[str, ...]
     waiting: set[str]
+    plan: RoundPlan = field(default_factory=lambda: RoundPlan(participants=(), reason=""))
+    predicted_s: Mapping[str, float] = field(default_factory=dict)
+    load_s: dict[str, float] = field(default_factory=dict)
+    answered_s: dict[str, float] = field(default_factory=dict)
+    late: tuple[str, ...] = ()
     updates: dict[str, UpdateArrived] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     closed_at_s: float = 0.0
@@ -89,6 +122,7 @@ def epoch_report(
         contributed=tuple(name for name in epoch.active if name in updates),
         eliminated=eliminated,
         failed=dict(epoch.failed),
+        late=epoch.late,
         started_at_s=epoch.started_at_s,
         seconds=now_s - epoch.started_at_s,
         loss=loss,

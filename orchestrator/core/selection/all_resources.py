@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.core.selection.interface import Choice, RoundView
+from orchestrator.core.selection.interface import Choice, Everybody, RoundView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AllResources:
+class AllResources(Everybody):
     """Eliminate nobody."""
 
     name: str = "all"

@@ -2,10 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from orchestrator.core.errors import InvalidPolicy
-from orchestrator.core.selection.interface import Choice, RoundView, keep_one
+from orchestrator.core.decisions import NodeScore
+from orchestrator.core.errors import InvalidPolicy, InvalidValue
+from orchestrator.core.selection.interface import (
+    Choice,
+    Everybody,
+    OpenRound,
+    RoundPlan,
+    RoundStart,
+    RoundView,
+    keep_one,
+)
+
+WAITS = ("certain", "all")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EliminationOptions:
+    """How elimination waits, and when it takes a node back.
+
+    `wait`: `all` waits for every update, as Algorithm 1 says (line 6); `certain` waits until no update still
+    missing could change who is eliminated. A node comes back if its score exceeds that of the lowest that
+    stays by `rejoin_margin`, `rejoin_after` epochs after it went at the earliest, and `rejoin_limit` times
+    at most.
+    """
+
+    wait: str = "certain"
+    rejoin_margin: float = 0.1
+    rejoin_after: int = 2
+    rejoin_limit: int = 2
+
+    def __post_init__(self) -> None:
+        if self.wait not in WAITS:
+            raise InvalidValue(f"eliminate: wait is {self.wait!r}; known: {', '.join(WAITS)}")
+        if not self.rejoin_margin >= 0 or self.rejoin_after < 1 or self.rejoin_limit < 0:
+            raise InvalidValue(
+                f"eliminate: rejoin_margin {self.rejoin_margin}, rejoin_after {self.rejoin_after}, "
+                f"rejoin_limit {self.rejoin_limit}: must be at least 0, 1 and 0"
+            )
 
 
 def eliminations_per_epoch(nodes: int, epochs: int) -> int:
@@ -27,21 +63,67 @@ def eliminations_per_epoch(nodes: int, epochs: int) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Elimination:
+class Elimination(Everybody):
     """Eliminate `per_epoch` of the lowest scores, never the last node; ties fall by name, the later goes."""
 
     per_epoch: int
+    options: EliminationOptions = field(default_factory=EliminationOptions)
     name: str = "eliminate"
 
-    def choose(self, view: RoundView) -> Choice:
-        """Eliminate the worst of those that took part."""
-        count = keep_one(self.per_epoch, view.scores)
-        worst = tuple(score.node for score in view.scores[len(view.scores) - count :])
-        return Choice(eliminated=worst, reason=self._explain(view, worst))
+    def plan_round(self, start: RoundStart) -> RoundPlan:
+        """Have all train; wait for all but those that the epoch eliminates, if `wait` is `certain`."""
+        count = len(start.candidates)
+        last = start.epoch == start.situation.epochs - 1
+        if self.options.wait == "all" or last or count <= 1:
+            return RoundPlan(participants=start.candidates, reason=f"all {count} train and are waited for")
+        quorum = count - min(self.per_epoch, count - 1)
+        reason = f"all {count} train; the {count - quorum} lowest are not waited for once they are certain"
+        return RoundPlan(participants=start.candidates, quorum=quorum, reason=reason)
 
-    def _explain(self, view: RoundView, worst: tuple[str, ...]) -> str:
+    def may_close(self, view: OpenRound) -> str | None:
+        """Close once every node still awaited is among the lowest whatever it may still send.
+
+        Its time can only grow, which lowers its own score and raises the others': what it is now, it stays.
+        """
+        out = {score.node for score in self._worst(view.scores)}
+        if not view.awaited <= out:
+            return None
+        names = ", ".join(sorted(view.awaited))
+        return f"{names} will be eliminated whatever still comes: the time taken so far makes them the lowest"
+
+    def choose(self, view: RoundView) -> Choice:
+        """Eliminate the worst of those that took part; take back who has recovered."""
+        worst = self._worst(view.scores)
+        reason = self._explain(view, worst)
+        back = self._recovered(view, {score.node for score in worst})
+        if back:
+            reason += f"; {', '.join(back)} recovered and may train again"
+        return Choice(eliminated=tuple(score.node for score in worst), readmitted=tuple(back), reason=reason)
+
+    def _worst(self, scores: tuple[NodeScore, ...]) -> tuple[NodeScore, ...]:
+        return scores[len(scores) - keep_one(self.per_epoch, scores) :]
+
+    def _recovered(self, view: RoundView, out: set[str]) -> list[str]:
+        """List who is better than the lowest that stays by the margin, out long enough, and not too often."""
+        among_all = {score.node: score.score for score in view.pool}
+        staying = [among_all[s.node] for s in view.scores if s.node not in out and s.node in among_all]
+        if not staying:
+            return []
+        least = min(staying) + self.options.rejoin_margin
+        return [
+            node
+            for node in sorted(view.standby, key=lambda name: (-among_all.get(name, 0.0), name))
+            if among_all.get(node, -1.0) >= least and self._may_return(node, view)
+        ][: self.per_epoch]
+
+    def _may_return(self, node: str, view: RoundView) -> bool:
+        gone = [epoch for epoch, choice in enumerate(view.choices) if node in choice.eliminated]
+        returns = sum(node in choice.readmitted for choice in view.choices)
+        since = view.epoch - gone[-1] if gone else view.epoch + 1
+        return since >= self.options.rejoin_after and returns < self.options.rejoin_limit
+
+    def _explain(self, view: RoundView, worst: tuple[NodeScore, ...]) -> str:
         if not worst:
             return f"only {len(view.scores)} took part; the last node is never eliminated"
-        scores = {score.node: score.score for score in view.scores}
-        listed = ", ".join(f"{node} ({scores[node]:.3f})" for node in worst)
-        return f"{listed}: the lowest of {len(scores)} scores; {self.per_epoch} per epoch by Eq. 1"
+        listed = ", ".join(f"{score.node} ({score.score:.3f})" for score in worst)
+        return f"{listed}: the lowest of {len(view.scores)} scores; {self.per_epoch} per epoch by Eq. 1"

@@ -5,20 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from orchestrator.core.selection.interface import Choice, RoundView, keep_one
+from orchestrator.core.selection.interface import Choice, Everybody, RoundView, keep_one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RandomElimination:
-    """Eliminate `per_epoch` nodes drawn with `rng`, never the last node."""
+class RandomElimination(Everybody):
+    """Eliminate `per_epoch` nodes by lot, never the last node; for each node lost, one comes back by lot."""
 
     per_epoch: int
-    rng: Random
+    seed: int
     name: str = "random"
 
     def choose(self, view: RoundView) -> Choice:
-        """Draw among those that took part, in order of name, so that the draw depends on the seed only."""
+        """Draw among those that took part, by name: the draw depends on seed and epoch only."""
+        rng = Random(f"{self.seed}/{view.epoch}")
         count = keep_one(self.per_epoch, view.scores)
-        drawn = tuple(self.rng.sample(sorted(score.node for score in view.scores), count))
-        listed = ", ".join(drawn) or "nobody"
-        return Choice(eliminated=drawn, reason=f"{listed}: drawn at random among {len(view.scores)}")
+        drawn = tuple(rng.sample(sorted(score.node for score in view.scores), count))
+        back = tuple(rng.sample(sorted(view.standby), min(len(view.lost), len(view.standby))))
+        reason = f"{', '.join(drawn) or 'nobody'}: drawn at random among {len(view.scores)}"
+        if back:
+            reason += f"; {', '.join(back)} drawn back for {', '.join(sorted(view.lost))}, which failed"
+        return Choice(eliminated=drawn, readmitted=back, reason=reason)

@@ -1,0 +1,60 @@
+"""Ask more nodes than needed and keep the fastest (Bonawitz et al., MLSys 2019: 130 % of the goal count)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import ceil
+from random import Random
+
+from orchestrator.core.errors import InvalidValue
+from orchestrator.core.selection.interface import Choice, Everybody, RoundPlan, RoundStart, RoundView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadlineOptions:
+    """`share` of all nodes are kept in a round (K of N), `over_select` times as many are asked.
+
+    `deadline_s`: the round closes then although fewer than K have answered; None: it waits for K.
+    """
+
+    share: float = 0.5
+    over_select: float = 1.3
+    deadline_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise InvalidValue(f"deadline: share is {self.share}, must be above 0 and at most 1")
+        if not self.over_select >= 1:
+            raise InvalidValue(f"deadline: over_select is {self.over_select}, must be at least 1")
+        if self.deadline_s is not None and not self.deadline_s > 0:
+            raise InvalidValue(f"deadline: deadline_s is {self.deadline_s}, must be above 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadline(Everybody):
+    """Ask over_select * K nodes, drawn by lot each round; the fastest K make the round."""
+
+    nodes: int
+    seed: int
+    options: DeadlineOptions = field(default_factory=DeadlineOptions)
+    name: str = "deadline"
+
+    def plan_round(self, start: RoundStart) -> RoundPlan:
+        """Draw whom to ask among those that are free, in order of name."""
+        keep = min(max(1, ceil(self.options.share * self.nodes)), max(1, len(start.candidates)))
+        ask = min(ceil(self.options.over_select * keep), len(start.candidates))
+        rng = Random(f"{self.seed}/{start.epoch}")
+        asked = set(rng.sample(sorted(start.candidates), ask))
+        limit = self.options.deadline_s
+        until = f", at most {limit:g} s" if limit is not None else ""
+        return RoundPlan(
+            participants=tuple(node for node in start.candidates if node in asked),
+            quorum=keep,
+            deadline_s=limit,
+            reason=f"{ask} of {len(start.candidates)} free nodes are asked, the fastest {keep} kept{until}",
+        )
+
+    def choose(self, view: RoundView) -> Choice:
+        """Keep all: who was late may be asked again."""
+        late = f"; too late: {', '.join(sorted(view.late))}" if view.late else ""
+        return Choice(eliminated=(), reason=f"{len(view.scores) - len(view.late)} were fast enough{late}")
