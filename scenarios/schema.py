@@ -118,14 +118,88 @@ class Training(_Section):
     outer_learning_rate: Annotated[float, Field(gt=0, le=10)] = 1.0
 
 
+class Eliminate(_Section):
+    """How elimination waits, and when it takes a node back."""
+
+    wait: Literal["certain", "all"] = "certain"
+    """`all`: for every update, as Pekel 2025 says; `certain`: until none could change who is eliminated."""
+    rejoin_margin: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """By so much must a score exceed the lowest that stays."""
+    rejoin_after: Annotated[int, Field(ge=1, le=10_000)] = 2
+    """Epochs that a node is out at least."""
+    rejoin_limit: Annotated[int, Field(ge=0, le=10_000)] = 2
+    """Times that a node may come back."""
+
+
+class Deadline(_Section):
+    """Ask more than needed, keep the fastest (Bonawitz et al. 2019)."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Of all nodes; so many are kept in a round."""
+    over_select: Annotated[float, Field(ge=1, le=100)] = 1.3
+    deadline_s: Annotated[float, Field(gt=0)] | None = None
+    """The round closes then although fewer have answered."""
+
+
+class Oort(_Section):
+    """Guided participant selection (Lai et al., OSDI 2021); the paper's parameters."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    over_select: Annotated[float, Field(ge=1, le=100)] = 1.3
+    alpha: Annotated[float, Field(ge=0, le=100)] = 2.0
+    epsilon: Annotated[float, Field(ge=0, le=1)] = 0.9
+    epsilon_factor: Annotated[float, Field(ge=0, le=1)] = 0.98
+    epsilon_least: Annotated[float, Field(ge=0, le=1)] = 0.2
+    cut_off: Annotated[float, Field(ge=0, le=1)] = 0.95
+    clip: Annotated[float, Field(ge=0, le=1)] = 0.95
+    pace: Annotated[float, Field(ge=0, le=1)] = 0.5
+    pace_step: Annotated[float, Field(ge=0, le=1)] = 0.1
+    window: Annotated[int, Field(ge=1, le=10_000)] = 5
+    most_picks: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
+
+
+class Plan(_Section):
+    """What planning weighs time against (docs/policies.md)."""
+
+    noise_nodes: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    """Gradient noise scale in samples of an average node."""
+    least_efficiency: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Progress per round that a set must make, as a share of all nodes'."""
+    drift: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    """What it costs if the kept data is unlike the whole."""
+    gain: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of the time left that a change must save."""
+    patience: Annotated[float, Field(ge=1, le=1e6)] = 1.5
+    """A round does not wait longer than so many times its forecast, if `quorum` have answered."""
+    quorum: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+class Power(_Section):
+    """What a node's device draws: computing, transferring, idle. Round figures, not a measurement."""
+
+    compute_w: Annotated[float, Field(ge=0, le=1e6)] = 10.0
+    transfer_w: Annotated[float, Field(ge=0, le=1e6)] = 4.0
+    idle_w: Annotated[float, Field(ge=0, le=1e6)] = 2.0
+
+
 class Finetune(_Section):
     """The fine-tuning job (Pekel 2025, Algorithm 1)."""
 
-    policies: tuple[Literal["all", "eliminate", "random"], ...] = ("all", "eliminate")
+    policies: tuple[Literal["all", "eliminate", "random", "deadline", "oort", "plan"], ...] = (
+        "all",
+        "eliminate",
+    )
     epochs: Annotated[int, Field(ge=2, le=10_000)] = 6
     score: Literal["projection", "euclidean", "printed"] = "euclidean"
     weights: Weights = Weights()
     time_criterion: Literal["train_s", "round_s"] = "round_s"
+    eliminate: Eliminate = Eliminate()
+    deadline: Deadline = Deadline()
+    oort: Oort = Oort()
+    plan: Plan = Plan()
+    power: Power = Power()
+    orchestrator_bps: Annotated[float, Field(gt=0)] | None = None
+    """Rate of the link that all transfers share; left out: it is no bottleneck."""
     training: Training = Training()
     data: str = "found"
     """`found`: text found on every Python installation; else a path to a text file."""
@@ -188,7 +262,9 @@ class Scenario(_Section):
 
     @model_validator(mode="after")
     def _more_nodes_than_epochs(self) -> Self:
-        if "eliminate" in self.finetune.policies and self.topology.hosts <= self.finetune.epochs:
+        if {"eliminate", "random"} & set(
+            self.finetune.policies
+        ) and self.topology.hosts <= self.finetune.epochs:
             raise ValueError(
                 f"finetune.epochs is {self.finetune.epochs} but there are only {self.topology.hosts} nodes; "
                 "elimination needs N > T > 1 (Pekel 2025, Eq. 1): use fewer epochs or more hosts"

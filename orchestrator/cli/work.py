@@ -17,6 +17,7 @@ from rich.text import Text
 
 from orchestrator.cli.output import figure, json_option, make_table, say, show, stderr
 from orchestrator.client import ApiError, Client
+from orchestrator.core.selection import POLICIES
 
 DEFAULT_URL = "http://127.0.0.1:8181"
 DEPLOY_TIMEOUT_S = 180.0
@@ -106,7 +107,7 @@ def _score_table(answer: dict[str, Any]) -> RenderableType:
 
 @click.command()
 @click.option(
-    "--policy", type=click.Choice(["all", "eliminate", "random"]), default="eliminate", show_default=True
+    "--policy", type=click.Choice(POLICIES), default="eliminate", show_default=True, help="Who trains."
 )
 @click.option("--epochs", type=click.IntRange(min=1), default=6, show_default=True)
 @click.option("--model", default="embedded", show_default=True, help="`embedded`, a folder, or job:<id>.")

@@ -1,7 +1,7 @@
 """Joules that a job costs each node: power in each state of the device times the time spent in it.
 
-A node of a job computes, transfers (model, data and updates, either way) or waits. The powers come from the device
-profile; the defaults are round figures for a small edge board with a radio, not a measurement.
+A node of a job computes, transfers (model, data and updates, either way) or waits. The powers come from the
+device profile; the defaults are round figures for a small edge board with a radio, not a measurement.
 """
 
 from __future__ import annotations

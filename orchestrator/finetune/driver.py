@@ -7,7 +7,15 @@ import threading
 from random import Random
 from typing import Any
 
+from orchestrator.core.energy import PowerProfile
 from orchestrator.core.scoring import Weights
+from orchestrator.core.selection import (
+    DeadlineOptions,
+    EliminationOptions,
+    OortOptions,
+    PlanOptions,
+    PolicyOptions,
+)
 from orchestrator.errors import Conflict, InvalidRequest
 from orchestrator.finetune.engine import Engine
 from orchestrator.finetune.messages import JobSpec
@@ -127,6 +135,13 @@ class FinetuneJobs:
             load_timeout_s=request.round_timeout_s,
             sync_timeout_s=request.round_timeout_s,
             rejoin=request.rejoin,
+            options=PolicyOptions(
+                eliminate=EliminationOptions(**request.eliminate.model_dump()),
+                deadline=DeadlineOptions(**request.deadline.model_dump()),
+                oort=OortOptions(**request.oort.model_dump()),
+                plan=PlanOptions(**request.plan.model_dump()),
+            ),
+            power=PowerProfile(**request.power.model_dump()),
         )
         return Engine(spec, Random(seed))
 

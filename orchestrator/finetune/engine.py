@@ -1,11 +1,14 @@
 """Decide what a fine-tuning job does next: events in, instructions out, no I/O (Pekel 2025, Algorithm 1).
 
-An epoch: every active node trains from the newest version (StartRound); valid updates are added up as they
-come (Accept); when each active node has answered, is lost, or has run out of time, the mean of what
-contributed, weighted by samples, becomes the next version (Aggregate). The nodes that took part are scored,
-the policy chooses, and the next epoch begins. Evaluation overlaps it; eliminated nodes get new versions in
-the background. In epoch 0 a node begins as soon as it is loaded itself. A node that is lost, hangs or sends
-garbage costs its own contribution and nothing else; if nobody is left, those eliminated are called back.
+First the network is measured and the policy selects whom to begin with; the others get nothing until they
+are admitted or the job is done. An epoch: those that the policy names train from the newest version
+(StartRound; who is not loaded yet is loaded first, and begins as soon as it is); valid updates are added up
+as they come (Accept). When each has answered, is lost, or has run out of time, or when the policy's quorum
+has answered, the mean of what contributed, weighted by samples, becomes the next version (Aggregate). The
+nodes that took part are scored, the policy chooses, and the next epoch begins. Evaluation overlaps it;
+eliminated nodes get new versions in the background. Who was not waited for trains on, is discarded when it
+answers, and is free then. A node that is lost, hangs or sends garbage costs its own contribution and nothing
+else; if nobody is left, those eliminated or never selected are called.
 """
 
 from __future__ import annotations
@@ -16,13 +19,12 @@ from math import isfinite
 from random import Random
 from typing import Any
 
-from orchestrator.core.criteria import criteria_of
-from orchestrator.core.decisions import Decision, NodeScore
+from orchestrator.core.decisions import Alternative, Decision, NodeScore
+from orchestrator.core.energy import energy, total
 from orchestrator.core.errors import InvalidValue
 from orchestrator.core.jsonable import Json, to_json
 from orchestrator.core.model import Network
-from orchestrator.core.scoring import score_nodes
-from orchestrator.core.selection import Choice, Remembering, RoundView, make_policy
+from orchestrator.core.selection import Choice, RoundPlan
 from orchestrator.finetune.messages import (
     Accept,
     Aggregate,
@@ -57,8 +59,19 @@ from orchestrator.finetune.messages import (
     Tick,
     UpdateArrived,
 )
+from orchestrator.finetune.selecting import Selecting
 from orchestrator.finetune.snapshot import Snapshot, random_state, restore_random
-from orchestrator.finetune.state import ELIMINATED, Health, Node, Phase, Round, epoch_report, invalid
+from orchestrator.finetune.state import (
+    BEFORE,
+    ELIMINATED,
+    UNSELECTED,
+    Health,
+    Node,
+    Phase,
+    Round,
+    epoch_report,
+    invalid,
+)
 
 SYNC_ATTEMPTS = 3
 
@@ -73,12 +86,13 @@ class Engine:
             InvalidPolicy: the policy is unknown or its condition on nodes and epochs does not hold.
         """
         self.spec = spec
-        self._rng = rng
-        self._policy = make_policy(spec.policy, nodes=len(spec.nodes), epochs=spec.epochs, rng=rng)
+        self._random = random_state(rng)
+        self._selecting = Selecting(spec, rng)
         self._nodes = {name: Node(name=name) for name in spec.nodes}
         self._phase = Phase.NEW
         self._training = False
-        self._round = Round(epoch=0, started_at_s=0.0, active=spec.nodes, waiting=set(spec.nodes))
+        self._round = Round(epoch=0, started_at_s=0.0, active=(), waiting=set())
+        self._measuring_since_s = 0.0
         self._version = 0
         self._losses: dict[int, float] = {}
         self._reports: dict[int, EpochReport] = {}
@@ -136,8 +150,8 @@ class Engine:
             losses=dict(self._losses),
             reports=tuple(report for version, report in self._reports.items() if version not in self._losses),
             out={name: node.out for name, node in self._nodes.items() if node.out is not None},
-            random=random_state(self._rng),
-            policy=self._policy.snapshot() if isinstance(self._policy, Remembering) else {},
+            random=self._random,
+            policy=self._selecting.snapshot(),
         )
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -155,11 +169,13 @@ class Engine:
         if snapshot.completed_s is not None:
             self._completed_at_s = snapshot.completed_s
         for name, reason in snapshot.out.items():
-            if name in self._nodes and (reason == ELIMINATED or not self.spec.rejoin):
+            if name in self._nodes and (reason in (ELIMINATED, UNSELECTED) or not self.spec.rejoin):
                 self._nodes[name].out = reason
-        restore_random(self._rng, snapshot.random)
-        if isinstance(self._policy, Remembering):
-            self._policy.restore(dict(snapshot.policy))
+        rng = Random()
+        restore_random(rng, snapshot.random)
+        self._random = snapshot.random
+        self._selecting = Selecting(self.spec, rng)
+        self._selecting.restore(snapshot.policy)
 
     def handle(self, event: Event) -> list[Instruction]:
         """Take `event`, return what is to be done, in order."""
@@ -177,41 +193,63 @@ class Engine:
     # Beginning
 
     def _on_started(self, event: JobStarted) -> None:
-        if self._resumed:
-            self._resume(event.now_s)
-            return
-        self._phase = Phase.ROUND
-        self._started_at_s = self._round.started_at_s = event.now_s
-        self._announce("loading", f"sending model and data to {len(self._nodes)} nodes")
-        self._decide(event.now_s, "job", "start", self._describe_job(), inputs=self._job_inputs())
-        self._out.append(Evaluate(version=0))
-        for node in self._nodes.values():
-            if node.health is not Health.LOST:
-                self._load(node, event.now_s)
-        self._try_close(event.now_s)
-
-    def _resume(self, now_s: float) -> None:
-        """Load every node with the newest version; go on with its epoch, or with the end."""
-        trained = self._version == self.spec.epochs
-        active = () if trained else self.active
-        self._started_at_s = now_s - self._elapsed_s
+        """Measure first: a policy may want to choose before anything is sent."""
+        self._phase = Phase.STARTING
+        self._started_at_s = event.now_s - self._elapsed_s
         if self._completed_at_s is not None:
             self._completed_at_s += self._started_at_s
-        self._phase = Phase.SETTLING if trained else Phase.ROUND
-        self._round = Round(epoch=self._version, started_at_s=now_s, active=active, waiting=set(active))
+        self._selecting.workload = event.workload
+        if self._version not in self._losses:
+            self._out.append(Evaluate(version=self._version))
+        self._take_metrics(BEFORE, event.now_s)
+
+    def _begin(self, now_s: float) -> None:
+        """Begin with those that the policy selects."""
+        if self._resumed:
+            self._resume(now_s)
+            return
+        self._decide(now_s, "job", "start", self._describe_job(), inputs=self._job_inputs())
+        there = tuple(node.name for node in self._nodes.values() if node.health is not Health.LOST)
+        selection = self._selecting.select(there)
+        chosen = [name for name in there if name in selection.nodes] or list(there)
+        for name in there:
+            self._nodes[name].out = None if name in chosen else UNSELECTED
+        self._announce("loading", f"sending model and data to {len(chosen)} nodes")
+        if len(chosen) < len(there):
+            self._decide(
+                now_s,
+                "select",
+                f"begin with {', '.join(chosen)}",
+                selection.reason,
+                inputs=dict(selection.inputs),
+                alternatives=selection.alternatives,
+            )
+        self._start_round(0, now_s)
+
+    def _resume(self, now_s: float) -> None:
+        """Load who takes part or is eliminated with the newest version; go on with its epoch, or end."""
+        trained = self._version == self.spec.epochs
         goes_on = "all epochs are done" if trained else f"goes on with epoch {self._version}"
         reason = f"{goes_on}, from version {self._version} after {self._elapsed_s:.1f} s"
         self._announce("loading", f"resumed: {reason}")
         self._decide(now_s, "job", "resume", reason, inputs=self._job_inputs())
-        if self._version not in self._losses:
-            self._out.append(Evaluate(version=self._version))
+        if trained:
+            self._settle(now_s)
+            return
+        self._start_round(self._version, now_s)
         for node in self._nodes.values():
-            self._load(node, now_s)
-        self._try_close(now_s)
+            if node.health is Health.EMPTY and node.out not in (None, UNSELECTED):
+                self._load(node, now_s)
 
     def _load(self, node: Node, now_s: float) -> None:
+        settling = self._phase is Phase.SETTLING
         node.health, node.since_s = Health.LOADING, now_s
-        self._out.append(LoadNode(node=node.name, version=self._version))
+        node.has_data = node.has_data or not settling
+        self._out.append(LoadNode(node=node.name, version=self._version, data=not settling))
+
+    def _take_metrics(self, epoch: int, now_s: float) -> None:
+        self._measuring_since_s = now_s
+        self._out.append(TakeMetrics(epoch=epoch))
 
     def _on_loaded(self, event: NodeLoaded) -> None:
         node = self._nodes.get(event.node)
@@ -219,36 +257,69 @@ class Engine:
             return
         if node.health is Health.SILENT:
             self._heard_again(node, event.now_s)
+        elif node.name in self._round.waiting:
+            self._round.load_s[node.name] = event.now_s - self._round.started_at_s
+        node.transfer_s += event.now_s - node.since_s
         node.health, node.version = Health.READY, event.version
+        self._go_on(node, event.now_s)
+
+    def _go_on(self, node: Node, now_s: float) -> None:
+        """Give a node that came free what waits for it: the round in progress, or a newer version."""
         if node.name in self._round.waiting and self._phase is Phase.ROUND:
-            self._start_node(node, event.now_s)
+            self._start_node(node, now_s)
         else:
-            self._sync(event.now_s)
-        self._try_finish(event.now_s)
+            self._sync(now_s)
+        self._try_finish(now_s)
 
     # An epoch
 
     def _start_round(self, epoch: int, now_s: float) -> None:
-        active = [node for node in self._nodes.values() if node.out is None and node.health is Health.READY]
-        if not active:
+        taking_part = [node for node in self._nodes.values() if node.out is None]
+        free = [node for node in taking_part if node.is_free]
+        busy = [node for node in taking_part if node.is_busy]
+        if not free and not busy:
             self._recall(epoch, now_s, self._list_absent())
             return
+        plan = self._plan_round(epoch, free or busy)
+        asked = [node for node in free or busy if node.name in plan.participants] or free or busy
+        names = tuple(node.name for node in asked)
         self._phase = Phase.ROUND
-        names = tuple(node.name for node in active)
-        self._round = Round(epoch=epoch, started_at_s=now_s, active=names, waiting=set(names))
-        for node in active:
-            self._start_node(node, now_s)
+        loaded = self._loaded(names)
+        self._round = Round(
+            epoch=epoch,
+            started_at_s=now_s,
+            active=names,
+            waiting=set(names),
+            plan=plan,
+            predicted_s=self._selecting.predict(names, loaded),
+        )
+        if len(asked) < len(free or busy):
+            self._record_plan(now_s, names, plan)
+        for node in asked:
+            if node.health is Health.EMPTY:
+                self._load(node, now_s)
+            elif node.health is Health.READY:
+                self._start_node(node, now_s)
         self._sync(now_s)
 
+    def _plan_round(self, epoch: int, nodes: list[Node]) -> RoundPlan:
+        names = tuple(node.name for node in nodes)
+        return self._selecting.plan_round(epoch, names, self._loaded(names))
+
+    def _loaded(self, names: tuple[str, ...]) -> frozenset[str]:
+        return frozenset(name for name in names if self._nodes[name].health is not Health.EMPTY)
+
     def _recall(self, epoch: int, now_s: float, why: str) -> None:
-        """Call the eliminated back for `epoch`, as nobody else can train it; fail if there are none."""
-        back = [node for node in self._nodes.values() if node.is_spare]
-        if not back:
+        """Call others for `epoch`, as nobody else can train it; fail if there are none."""
+        spare = [node for node in self._nodes.values() if node.is_spare]
+        asked = self._round.active if self._round.epoch == epoch else ()
+        resting = [n for n in self._nodes.values() if n.out is None and n.is_free and n.name not in asked]
+        if not spare and not resting:
             self._fail(now_s, f"no node contributed to epoch {epoch}: {why}")
             return
-        for node in back:
+        for node in spare:
             node.out = None
-        names = ", ".join(node.name for node in back)
+        names = ", ".join(node.name for node in (*spare, *resting))
         self._decide(now_s, "node", "recalled", f"{names}: nobody else can train epoch {epoch} ({why})")
         self._start_round(epoch, now_s)
 
@@ -257,14 +328,15 @@ class Engine:
             self._training = True
             self._announce("training", f"{node.name} is loaded and trains")
         node.health, node.since_s = Health.TRAINING, now_s
+        node.trains_epoch, node.trains_version = self._round.epoch, self._version
         self._out.append(StartRound(node=node.name, epoch=self._round.epoch, version=self._version))
 
     def _on_update(self, event: UpdateArrived) -> None:
         node = self._nodes.get(event.node)
         if node is None or not self._is_expected(node, event):
             self._discard(event, "it came too late or was not asked for")
-            if node is not None and node.health is Health.SILENT:
-                self._heard_again(node, event.now_s)
+            if node is not None:
+                self._take_late(node, event)
             return
         node.health, node.version = Health.READY, max(node.version, self._version)
         reason = invalid(event)
@@ -273,10 +345,27 @@ class Engine:
             self._strike(node, event.now_s, reason)
             return
         node.strikes = 0
+        self._account(node, event)
         self._round.waiting.discard(node.name)
         self._round.updates[node.name] = event
+        self._round.answered_s[node.name] = event.now_s - self._round.started_at_s
         self._out.append(Accept(node=node.name, epoch=event.epoch, weight=float(event.samples)))
         self._try_close(event.now_s)
+
+    def _take_late(self, node: Node, event: UpdateArrived) -> None:
+        """Free a node that was not waited for, or take back one that had run out of time."""
+        if node.health is Health.SILENT:
+            self._heard_again(node, event.now_s)
+        elif node.health is Health.TRAINING and event.epoch == node.trains_epoch:
+            node.health, node.version = Health.READY, max(node.version, node.trains_version)
+            self._account(node, event)
+            self._go_on(node, event.now_s)
+
+    def _account(self, node: Node, event: UpdateArrived) -> None:
+        """Add what a node spent on the update that it sends."""
+        train_s = event.train_s if invalid(event) is None and event.train_s is not None else 0.0
+        node.compute_s += train_s
+        node.transfer_s += max(0.0, event.now_s - node.since_s - train_s)
 
     def _is_expected(self, node: Node, event: UpdateArrived) -> bool:
         return (
@@ -290,14 +379,17 @@ class Engine:
         self._out.append(Discard(node=event.node, epoch=event.epoch, reason=reason))
 
     def _try_close(self, now_s: float) -> None:
-        """End the epoch's collecting once nobody's answer is awaited."""
-        if self._phase is not Phase.ROUND or self._round.waiting:
+        """End the epoch's collecting once nobody's answer is awaited any more."""
+        if self._phase is not Phase.ROUND or (self._round.waiting and not self._closes_early(now_s)):
             return
         if not self._round.updates:
             reasons = "; ".join(f"{node}: {reason}" for node, reason in self._round.failed.items())
             self._recall(self._round.epoch, now_s, reasons)
             return
         self._phase, self._round.closed_at_s = Phase.CLOSING, now_s
+        self._round.late = tuple(name for name in self._round.active if name in self._round.waiting)
+        self._round.waiting.clear()
+        self._selecting.closed(self._round)
         self._out.append(
             Aggregate(
                 epoch=self._round.epoch,
@@ -311,7 +403,23 @@ class Engine:
                 ),
             )
         )
-        self._out.append(TakeMetrics(epoch=self._round.epoch))
+        self._take_metrics(self._round.epoch, now_s)
+
+    def _closes_early(self, now_s: float) -> bool:
+        """Say whether the round ends although answers are still awaited, and record why."""
+        current, plan = self._round, self._round.plan
+        elapsed_s = now_s - current.started_at_s
+        if not current.updates:
+            return False
+        if plan.deadline_s is not None and elapsed_s >= plan.deadline_s:
+            why: str | None = f"the deadline of {plan.deadline_s:g} s has passed"
+        elif plan.quorum is None or len(current.updates) < plan.quorum or elapsed_s < plan.patience_s:
+            return False
+        else:
+            why = self._selecting.may_close(current, now_s)
+        if why is not None:
+            self._decide(now_s, "round", f"close without {', '.join(sorted(current.waiting))}", why)
+        return why is not None
 
     def _on_aggregated(self, event: Aggregated) -> None:
         if self._phase is not Phase.CLOSING or event.version != self._version + 1:
@@ -321,7 +429,11 @@ class Engine:
         self._try_choose(event.now_s)
 
     def _on_metrics(self, event: MetricsTaken) -> None:
-        if self._phase is Phase.CLOSING and event.epoch == self._round.epoch:
+        if self._phase is Phase.STARTING and event.epoch == BEFORE:
+            self._selecting.measured(event)
+            self._begin(event.now_s)
+        elif self._phase is Phase.CLOSING and event.epoch == self._round.epoch:
+            self._selecting.measured(event)
             self._round.metrics = event
             self._try_choose(event.now_s)
 
@@ -330,7 +442,7 @@ class Engine:
         if not self._round.aggregated or self._round.metrics is None:
             return
         last = self._round.epoch == self.spec.epochs - 1
-        scores = self._score(self._round.metrics)
+        scores = self._selecting.scores(self._round, self._took_part())
         choice = _keep_last_epoch(scores) if last else self._choose(scores)
         self._apply(choice)
         self._record_choice(now_s, scores, choice)
@@ -340,34 +452,42 @@ class Engine:
         else:
             self._start_round(self._round.epoch + 1, now_s)
 
-    def _score(self, metrics: MetricsTaken) -> tuple[NodeScore, ...]:
-        """Score those that contributed and can go on; a node lost meanwhile has left anyway."""
-        states = {node.name: node for node in metrics.nodes}
-        took_part = [name for name in self._round.updates if self._nodes[name].health is Health.READY]
-        criteria = [
-            criteria_of(name, states.get(name), metrics.network, self._time_of(name)) for name in took_part
+    def _took_part(self) -> list[str]:
+        """List those that contributed or were not waited for, and can go on; who was lost has left anyway."""
+        current = self._round
+        return [
+            name
+            for name in current.active
+            if (name in current.updates and self._nodes[name].health is Health.READY)
+            or (name in current.late and (self._nodes[name].is_free or self._nodes[name].is_busy))
         ]
-        return score_nodes(criteria, self.spec.weights, self.spec.score)
-
-    def _time_of(self, name: str) -> float | None:
-        update = self._round.updates[name]
-        return update.train_s if self.spec.time_criterion == "train_s" else update.round_s
 
     def _choose(self, scores: tuple[NodeScore, ...]) -> Choice:
-        out = tuple(name for name, node in self._nodes.items() if node.out == ELIMINATED)
-        return self._policy.choose(RoundView(epoch=self._round.epoch, scores=scores, eliminated=out))
+        nodes = self._nodes.values()
+        return self._selecting.choose(
+            self._round,
+            scores,
+            eliminated=tuple(node.name for node in nodes if node.out == ELIMINATED),
+            standby=tuple(n.name for n in nodes if n.out == ELIMINATED and n.health is Health.READY),
+            unselected=tuple(n.name for n in nodes if n.out == UNSELECTED and n.is_free),
+        )
 
     def _apply(self, choice: Choice) -> None:
+        self._selecting.chosen(choice)
         for name in choice.eliminated:
             self._nodes[name].out = ELIMINATED
         for name in choice.readmitted:
-            self._nodes[name].out = None
+            if self._nodes[name].out in (ELIMINATED, UNSELECTED):
+                self._nodes[name].out = None
 
     # The end
 
     def _settle(self, now_s: float) -> None:
         self._phase = Phase.SETTLING
         self._announce("settling", f"bringing all nodes to version {self._version}")
+        for node in self._nodes.values():
+            if node.health is Health.EMPTY:
+                self._load(node, now_s)
         self._sync(now_s)
         self._try_finish(now_s)
 
@@ -394,6 +514,13 @@ class Engine:
             return
         self._phase = Phase.ENDED
         settled = tuple(node.name for node in self._nodes.values() if node.has(self._version))
+        job_s = now_s - self._started_at_s
+        spent = {
+            node.name: energy(
+                self.spec.power, compute_s=node.compute_s, transfer_s=node.transfer_s, job_s=job_s
+            )
+            for node in self._nodes.values()
+        }
         summary = Summary(
             policy=self.spec.policy,
             epochs=self.spec.epochs,
@@ -404,12 +531,14 @@ class Engine:
             settle_s=max(0.0, now_s - self._completed_at_s),
             settled=settled,
             unsettled={node.name: node.absence for node in self._nodes.values() if node.name not in settled},
+            energy=spent,
+            energy_total=total(spent.values()),
         )
         self._announce("completed", f"final loss {summary.final_loss:.4f} after {summary.completion_s:.1f} s")
         self._out.append(Finish(summary=summary))
 
     def _is_settling(self, node: Node) -> bool:
-        return node.syncing_since_s is not None or node.health is Health.LOADING
+        return node.syncing_since_s is not None or node.is_busy
 
     # Background updates
 
@@ -431,6 +560,8 @@ class Engine:
         node = self._nodes.get(event.node)
         if node is None or node.health is Health.LOST:
             return
+        if node.syncing_since_s is not None:
+            node.transfer_s += event.now_s - node.syncing_since_s
         node.version, node.syncing_since_s, node.sync_failures = max(node.version, event.version), None, 0
         if node.health is Health.SILENT:
             node.health = Health.READY
@@ -490,8 +621,12 @@ class Engine:
         if node is None or node.health is not Health.LOST:
             return
         node.strikes = node.sync_failures = 0
+        node.health = Health.EMPTY
+        if self._phase not in (Phase.ROUND, Phase.CLOSING, Phase.SETTLING):
+            return
         self._allow_again(node, event.now_s, "back")
-        self._load(node, event.now_s)
+        if node.has_data or self._phase is Phase.SETTLING:
+            self._load(node, event.now_s)
 
     def _heard_again(self, node: Node, now_s: float) -> None:
         """Take back a node that had run out of time and answers after all."""
@@ -502,6 +637,8 @@ class Engine:
     def _allow_again(self, node: Node, now_s: float, verdict: str) -> None:
         if node.out == ELIMINATED:
             reason = f"{node.name} was eliminated and stays so; it gets the updates"
+        elif node.out == UNSELECTED:
+            reason = f"{node.name} is not selected; it gets the model at the end"
         elif self.spec.rejoin:
             node.out = None
             reason = f"{node.name} takes part again from the next epoch it is ready for"
@@ -514,18 +651,21 @@ class Engine:
         for node in self._nodes.values():
             if not self.ended:
                 self._check_deadlines(node, event.now_s)
-        if self._phase is Phase.CLOSING and self._metrics_overdue(event.now_s):
+        self._try_close(event.now_s)
+        if self._metrics_overdue(event.now_s):
             nothing = MetricsTaken(
                 now_s=event.now_s,
-                epoch=self._round.epoch,
+                epoch=BEFORE if self._phase is Phase.STARTING else self._round.epoch,
                 nodes=(),
                 network=Network(taken_at_s=event.now_s),
             )
             self._on_metrics(nothing)
 
     def _metrics_overdue(self, now_s: float) -> bool:
-        overdue = now_s - self._round.closed_at_s > self.spec.metrics_timeout_s
-        return self._round.metrics is None and overdue
+        waiting = self._phase is Phase.STARTING or (
+            self._phase is Phase.CLOSING and self._round.metrics is None
+        )
+        return waiting and now_s - self._measuring_since_s > self.spec.metrics_timeout_s
 
     def _check_deadlines(self, node: Node, now_s: float) -> None:
         waited_s = now_s - node.since_s
@@ -561,6 +701,7 @@ class Engine:
         *,
         inputs: dict[str, Json] | None = None,
         scores: tuple[NodeScore, ...] = (),
+        alternatives: tuple[Alternative, ...] = (),
     ) -> None:
         decision = Decision(
             kind=kind,
@@ -570,33 +711,49 @@ class Engine:
             reason=reason,
             inputs=inputs or {},
             scores=scores,
+            alternatives=alternatives,
         )
         self._out.append(Record(decision=decision))
 
+    def _record_plan(self, now_s: float, names: tuple[str, ...], plan: RoundPlan) -> None:
+        inputs = {"epoch": self._round.epoch, "quorum": plan.quorum, **plan.inputs}
+        self._decide(now_s, "round", f"ask {', '.join(names)}", plan.reason, inputs=inputs)
+
     def _record_choice(self, now_s: float, scores: tuple[NodeScore, ...], choice: Choice) -> None:
         out = choice.eliminated
-        verdict = f"eliminate {', '.join(out)}" if out else "keep all"
+        back = f"readmit {', '.join(choice.readmitted)}" if choice.readmitted else ""
+        verdict = f"eliminate {', '.join(out)}" if out else back or "keep all"
         metrics = self._round.metrics
         inputs: dict[str, Json] = {
             "epoch": self._round.epoch,
-            "policy": self._policy.name,
+            "policy": self.spec.policy,
             "score": self.spec.score,
             "time_criterion": self.spec.time_criterion,
             "weights": to_json(self.spec.weights),
             "measured_at_s": metrics.network.taken_at_s if metrics is not None else None,
             "eliminated": list(out),
+            "readmitted": list(choice.readmitted),
+            "late": list(self._round.late),
             "failed": to_json(self._round.failed),
         }
-        self._decide(now_s, "eliminate", verdict, choice.reason, inputs=inputs, scores=scores)
+        self._decide(
+            now_s,
+            "eliminate",
+            verdict,
+            choice.reason,
+            inputs=inputs,
+            scores=scores,
+            alternatives=choice.alternatives,
+        )
 
     def _report(self, now_s: float, choice: Choice) -> None:
         loss = self._losses.get(self._version)
-        report = epoch_report(self._round, self._version, choice.eliminated, now_s, loss)
+        report = epoch_report(self._round, self._version, choice, now_s, loss)
         self._reports[self._version] = report
         self._out.append(ReportEpoch(report=report))
 
     def _describe_job(self) -> str:
-        return f"{self._policy.name} over {len(self._nodes)} nodes for {self.spec.epochs} epochs"
+        return f"{self.spec.policy} over {len(self._nodes)} nodes for {self.spec.epochs} epochs"
 
     def _job_inputs(self) -> dict[str, Json]:
         document = to_json(self.spec)

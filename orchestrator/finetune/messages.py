@@ -22,9 +22,9 @@ from orchestrator.core.workload import Workload
 class JobSpec:
     """What a fine-tuning job is (Pekel 2025, Algorithm 1); `Engine(spec, rng)` runs it.
 
-    `rejoin`: may a node that was lost or hung take part again once it is back. `invalid_limit`: after so many
-    invalid answers in a row a node is left out. `eliminate` needs N > T > 1 (N nodes, T epochs). `power` is what
-    the nodes' devices draw.
+    `rejoin`: may a node that was lost or hung take part again once it is back. `invalid_limit`: after so
+    many invalid answers in a row a node is left out. `eliminate` needs N > T > 1 (N nodes, T epochs).
+    `power` is what the nodes' devices draw.
     """
 
     job: str

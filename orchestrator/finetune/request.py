@@ -12,8 +12,8 @@ from scenarios.schema import Finetune
 class _Base(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    policy: Literal["all", "eliminate", "random"] = Field(
-        default="eliminate", description="which nodes go on after each epoch"
+    policy: Literal["all", "eliminate", "random", "deadline", "oort", "plan"] = Field(
+        default="eliminate", description="which nodes train"
     )
     model: str = Field(
         default="embedded",

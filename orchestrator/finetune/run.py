@@ -27,6 +27,7 @@ from orchestrator.events import Progress
 from orchestrator.finetune import messages as m
 from orchestrator.finetune.data import Split, split
 from orchestrator.finetune.engine import Engine
+from orchestrator.finetune.job_workload import job_workload
 from orchestrator.finetune.parameters import Parameters, WeightedSum, fault
 from orchestrator.finetune.request import JobRequest
 from orchestrator.ports import (
@@ -141,7 +142,8 @@ class JobRun:
         if self._cancelled.is_set():
             self._end("cancelled", "cancelled by the user")
             return
-        self._carry_out(engine.handle(m.JobStarted(now_s=self._clock.monotonic_s())))
+        workload = job_workload(self._request, self._model, self._split)
+        self._carry_out(engine.handle(m.JobStarted(now_s=self._clock.monotonic_s(), workload=workload)))
         while not self._ended:
             self._carry_out(engine.handle(self._next_event()))
 
@@ -240,12 +242,16 @@ class JobRun:
         }
         answer = self._bulk(node, "train.load", fields, parameters, purpose="load")
         _check_digest(node, version, answer, digest)
+        if instruction.data:
+            self._send_data(node)
+        self._holds[node] = version
+        self._put(m.NodeLoaded, node=node, version=version)
+
+    def _send_data(self, node: str) -> None:
         tokens = self._split.partitions[node]
         answer = self._bulk(node, "train.data", {"job": self._job}, {"tokens": tokens}, purpose="load")
         if answer.fields.get("tokens") != len(tokens):
             raise WorkerError(f"node {node} took {answer.fields.get('tokens')} of {len(tokens)} tokens")
-        self._holds[node] = version
-        self._put(m.NodeLoaded, node=node, version=version)
 
     def _round(self, instruction: m.StartRound, parameters: Parameters, _digest: str) -> None:
         node, epoch, version = instruction.node, instruction.epoch, instruction.version

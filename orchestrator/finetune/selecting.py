@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from random import Random
+from typing import Any
 
 from orchestrator.core.criteria import criteria_of
 from orchestrator.core.decisions import NodeScore
+from orchestrator.core.errors import InvalidValue
+from orchestrator.core.jsonable import Json, to_json
 from orchestrator.core.model import Network, NodeState
 from orchestrator.core.scoring import score_nodes
 from orchestrator.core.selection import (
@@ -51,20 +54,13 @@ class Selecting:
         self._network = metrics.network
         self._states.update({state.name: state for state in metrics.nodes})
 
-    @property
-    def measured_at_s(self) -> float:
-        """Return when the network was measured, on the controller's clock."""
-        return self._network.taken_at_s
-
     def select(self, nodes: tuple[str, ...]) -> Selection:
         """Ask whom to begin with."""
         return self.policy.select(Start(nodes=nodes, situation=self._situation()))
 
     def plan_round(self, epoch: int, candidates: tuple[str, ...], loaded: frozenset[str]) -> RoundPlan:
         """Ask who trains `epoch`."""
-        start = RoundStart(
-            epoch=epoch, candidates=candidates, loaded=loaded, situation=self._situation()
-        )
+        start = RoundStart(epoch=epoch, candidates=candidates, loaded=loaded, situation=self._situation())
         return self.policy.plan_round(start)
 
     def predict(self, names: Iterable[str], loaded: frozenset[str]) -> dict[str, float]:
@@ -135,6 +131,36 @@ class Selecting:
         record = RoundRecord(epoch=current.epoch, seconds=seconds, outcomes=outcomes)
         self.history = (*self.history, record)
 
+    def snapshot(self) -> dict[str, Json]:
+        """Return the history as JSON, for `restore`."""
+        return {"history": to_json(self.history), "choices": to_json(self.choices)}
+
+    def restore(self, document: Mapping[str, Any]) -> None:
+        """Go on from what `snapshot` returned.
+
+        Raises:
+            InvalidValue: it is something else.
+        """
+        try:
+            self.history = tuple(
+                RoundRecord(
+                    epoch=int(record["epoch"]),
+                    seconds=float(record["seconds"]),
+                    outcomes={name: Outcome(**one) for name, one in record["outcomes"].items()},
+                )
+                for record in document["history"]
+            )
+            self.choices = tuple(
+                Choice(
+                    eliminated=tuple(choice["eliminated"]),
+                    readmitted=tuple(choice["readmitted"]),
+                    reason=str(choice["reason"]),
+                )
+                for choice in document["choices"]
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InvalidValue(f"a job's history cannot be read: {type(error).__name__}: {error}") from error
+
     def _situation(self) -> Situation:
         return Situation(
             epochs=self._spec.epochs,
@@ -159,7 +185,7 @@ class Selecting:
         return update.train_s if self._spec.time_criterion == "train_s" else update.round_s
 
     def _recovered_s(self, name: str) -> float | None:
-        """Estimate the round of one that stands by: as it took last, times how its prediction changed since."""
+        """Estimate the round of one that stands by: as it took last, times how its prediction changed."""
         last = next((r.outcomes[name] for r in reversed(self.history) if name in r.outcomes), None)
         if last is None or last.predicted_s is None:
             return None

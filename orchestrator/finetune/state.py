@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from math import isfinite
 
-from orchestrator.core.selection import RoundPlan
+from orchestrator.core.selection import Choice, RoundPlan
 from orchestrator.finetune.messages import EpochReport, MetricsTaken, UpdateArrived
 
 ELIMINATED = "eliminated"
@@ -42,8 +42,8 @@ class Health(Enum):
 class Node:
     """What the engine knows of a node. `out` says why it takes no part, None if it does.
 
-    `has_data`: it was sent its data once, and is kept up to date from then on. `compute_s` and `transfer_s` are what
-    it has spent on the job so far.
+    `has_data`: it was sent its data once, and is kept up to date from then on. `compute_s` and `transfer_s`
+    are what it has spent on the job so far.
     """
 
     name: str
@@ -54,6 +54,8 @@ class Node:
     out: str | None = None
     version: int = -1
     since_s: float = 0.0
+    trains_epoch: int = -1
+    trains_version: int = -1
     syncing_since_s: float | None = None
     sync_failures: int = 0
     sync_reason: str = ""
@@ -110,9 +112,7 @@ class Round:
     metrics: MetricsTaken | None = None
 
 
-def epoch_report(
-    epoch: Round, version: int, eliminated: tuple[str, ...], now_s: float, loss: float | None
-) -> EpochReport:
+def epoch_report(epoch: Round, version: int, choice: Choice, now_s: float, loss: float | None) -> EpochReport:
     """Sum up a finished epoch that made `version`."""
     updates = epoch.updates
     return EpochReport(
@@ -120,7 +120,8 @@ def epoch_report(
         version=version,
         active=epoch.active,
         contributed=tuple(name for name in epoch.active if name in updates),
-        eliminated=eliminated,
+        eliminated=choice.eliminated,
+        readmitted=choice.readmitted,
         failed=dict(epoch.failed),
         late=epoch.late,
         started_at_s=epoch.started_at_s,

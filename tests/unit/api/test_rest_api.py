@@ -166,7 +166,7 @@ def test_a_job_is_accepted_with_the_scenarios_defaults_and_a_location(world):
     ("body", "field", "word"),
     [
         ({"weights": {"compute": 1.0}}, "weights", "sum to 1.8"),
-        ({"policy": "best"}, "policy", "'all', 'eliminate' or 'random'"),
+        ({"policy": "best"}, "policy", "'oort' or 'plan'"),
         ({"epochs": 1}, "epochs", "greater than or equal to 2"),
         ({"training": {"optimiser": "lion"}}, "training.optimiser", "'adamw' or 'sgd'"),
         ({"nodes": ["h1", "h1"]}, "(body)", "more than once"),

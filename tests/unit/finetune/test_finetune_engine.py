@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -11,16 +12,27 @@ from core_examples import a_node, a_path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.core.energy import Energy, PowerProfile
 from orchestrator.core.errors import InvalidPolicy, InvalidValue
 from orchestrator.core.model import ORCHESTRATOR, network
+from orchestrator.core.selection import EliminationOptions, PolicyOptions
 from orchestrator.finetune import messages as m
 from orchestrator.finetune.engine import Engine
 
 NODES = ("h1", "h2", "h3", "h4", "h5")
+BEFORE = -1
+TO_THE_LETTER = PolicyOptions(eliminate=EliminationOptions(wait="all"))
 
 
 def job(**values: object) -> Engine:
-    defaults: dict[str, object] = {"job": "j1", "nodes": NODES, "epochs": 3, "round_timeout_s": 60.0}
+    """Make a job that waits for every answer, as Algorithm 1 says; test_finetune_early.py has the others."""
+    defaults: dict[str, object] = {
+        "job": "j1",
+        "nodes": NODES,
+        "epochs": 3,
+        "round_timeout_s": 60.0,
+        "options": TO_THE_LETTER,
+    }
     return Engine(m.JobSpec(**{**defaults, **values}), Random(0))  # type: ignore[arg-type]
 
 
@@ -67,9 +79,14 @@ def feed(engine: Engine, *events: m.Event) -> list[m.Instruction]:
     return [instruction for event in events for instruction in engine.handle(event)]
 
 
+def start(engine: Engine, now_s: float = 0.0) -> list[m.Instruction]:
+    """Start the job and answer the metrics that it asks for before anything is sent."""
+    return feed(engine, m.JobStarted(now_s=now_s), metrics(BEFORE, now_s))
+
+
 def begin(engine: Engine, now_s: float = 0.0) -> list[m.Instruction]:
     loaded = [m.NodeLoaded(now_s=now_s + 1, node=node, version=0) for node in engine.spec.nodes]
-    return feed(engine, m.JobStarted(now_s=now_s), *loaded)
+    return [*start(engine, now_s), *feed(engine, *loaded)]
 
 
 def contribute(engine: Engine, nodes: Iterable[str], now_s: float = 10.0) -> list[m.Instruction]:
@@ -88,15 +105,23 @@ def close(engine: Engine, now_s: float = 11.0, loss: float = 2.0) -> list[m.Inst
 
 
 def test_a_job_begins_by_loading_every_node_and_measuring_the_start_loss() -> None:
-    instructions = job().handle(m.JobStarted(now_s=0.0))
-    assert [type(i).__name__ for i in instructions[:3]] == ["Announce", "Record", "Evaluate"]
-    assert instructions[2] == m.Evaluate(version=0)
-    assert instructions[3:] == [m.LoadNode(node=node, version=0) for node in NODES]
+    engine = job()
+    assert engine.handle(m.JobStarted(now_s=0.0)) == [m.Evaluate(version=0), m.TakeMetrics(epoch=BEFORE)]
+    instructions = engine.handle(metrics(BEFORE, 0.1))
+    assert [type(i).__name__ for i in instructions[:2]] == ["Record", "Announce"]
+    assert instructions[2:] == [m.LoadNode(node=node, version=0) for node in NODES]
+
+
+def test_a_job_begins_without_metrics_if_nobody_knows_them_in_time() -> None:
+    engine = job(metrics_timeout_s=10.0)
+    engine.handle(m.JobStarted(now_s=0.0))
+    assert engine.handle(m.Tick(now_s=9.0)) == []
+    assert names(m.LoadNode, engine.handle(m.Tick(now_s=10.5))) == list(NODES)
 
 
 def test_a_node_trains_as_soon_as_it_is_loaded_itself() -> None:
     engine = job()
-    engine.handle(m.JobStarted(now_s=0.0))
+    start(engine)
     assert engine.handle(m.NodeLoaded(now_s=1.0, node="h2", version=0)) == [
         m.Announce(state="training", reason="h2 is loaded and trains"),
         m.StartRound(node="h2", epoch=0, version=0),
@@ -190,7 +215,8 @@ def finished_job(engine: Engine) -> m.Summary:
 def test_the_job_is_complete_when_the_final_loss_is_known_and_settled_when_all_nodes_have_it() -> None:
     engine = job()
     feed(engine, m.Evaluated(now_s=0.0, version=0, loss=2.4))
-    assert finished_job(engine) == m.Summary(
+    summary = finished_job(engine)
+    assert replace(summary, energy={}, energy_total=Energy()) == m.Summary(
         policy="eliminate",
         epochs=3,
         start_loss=2.4,
@@ -201,6 +227,17 @@ def test_the_job_is_complete_when_the_final_loss_is_known_and_settled_when_all_n
         settled=NODES,
         unsettled={},
     )
+
+
+def test_the_summary_says_what_the_job_cost_each_node() -> None:
+    """h1 is loaded in 1 s, trains 1 s and transfers 8 s in each epoch, and gets the model in 19 s."""
+    power = PowerProfile(compute_w=10.0, transfer_w=4.0, idle_w=2.0)
+    summary = finished_job(job(power=power))
+    spent = summary.energy["h1"]
+    assert spent.compute_j == pytest.approx(10.0 * 3)
+    assert spent.transfer_j == pytest.approx(4.0 * (1 + 8 + 8 + 8 + 19))
+    assert spent.total_j == pytest.approx(spent.compute_j + spent.transfer_j + spent.idle_j)
+    assert summary.energy_total.total_j == pytest.approx(sum(e.total_j for e in summary.energy.values()))
 
 
 def test_nobody_is_eliminated_after_the_last_epoch() -> None:
@@ -248,7 +285,7 @@ def test_a_node_lost_in_mid_round_costs_its_own_contribution_only() -> None:
 
 def test_a_node_lost_while_loading_does_not_hold_up_the_others() -> None:
     engine = job()
-    engine.handle(m.JobStarted(now_s=0.0))
+    start(engine)
     feed(engine, *(m.NodeLoaded(now_s=1.0, node=node, version=0) for node in NODES[:4]))
     contribute(engine, NODES[:4])
     assert only(m.Aggregate, feed(engine, m.NodeLost(now_s=5.0, node="h5", reason="gone")))
@@ -257,7 +294,7 @@ def test_a_node_lost_while_loading_does_not_hold_up_the_others() -> None:
 def test_a_node_that_was_dead_at_the_start_is_not_loaded() -> None:
     engine = job()
     engine.handle(m.NodeLost(now_s=0.0, node="h2", reason="gone"))
-    assert names(m.LoadNode, engine.handle(m.JobStarted(now_s=0.1))) == ["h1", "h3", "h4", "h5"]
+    assert names(m.LoadNode, start(engine, 0.1)) == ["h1", "h3", "h4", "h5"]
 
 
 def test_a_hung_node_runs_out_of_time_and_its_late_update_is_discarded_but_brings_it_back() -> None:
@@ -342,7 +379,7 @@ def test_an_update_from_a_node_that_is_no_part_of_the_job_is_discarded() -> None
 
 def test_a_failed_load_leaves_the_node_out_with_its_reason() -> None:
     engine = job()
-    engine.handle(m.JobStarted(now_s=0.0))
+    start(engine)
     failed = m.RequestFailed(now_s=1.0, node="h3", request="load", reason="out-of-memory")
     assert verdicts(feed(engine, failed)) == [("load-failed", "h3: could not be loaded: out-of-memory")]
     assert engine.active == ("h1", "h2", "h4", "h5")

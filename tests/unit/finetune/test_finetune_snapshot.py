@@ -6,7 +6,19 @@ import json
 from random import Random
 
 import pytest
-from test_finetune_engine import NODES, begin, close, contribute, feed, job, names, only, update, verdicts
+from test_finetune_engine import (
+    NODES,
+    begin,
+    close,
+    contribute,
+    feed,
+    job,
+    names,
+    only,
+    start,
+    update,
+    verdicts,
+)
 
 from orchestrator.core.errors import InvalidValue
 from orchestrator.finetune import messages as m
@@ -31,7 +43,7 @@ def one_epoch_done(**spec: object) -> Engine:
 
 
 def restart(engine: Engine, now_s: float = 100.0) -> list[m.Instruction]:
-    return engine.handle(m.JobStarted(now_s=now_s))
+    return start(engine, now_s)
 
 
 def test_a_resumed_job_loads_all_with_the_newest_version_and_starts_those_that_were_chosen() -> None:
