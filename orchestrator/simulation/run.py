@@ -1,0 +1,421 @@
+"""One fine-tuning job on the virtual clock: carries out what the engine decides, as the live driver does.
+
+Only time is simulated. The engine, its policy and its records are those of live jobs; each request becomes
+the transfers and the computing that it causes, and its answer an event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import ceil, inf
+from random import Random
+
+from orchestrator.core.decisions import Decision
+from orchestrator.core.errors import CoreError
+from orchestrator.core.model import ORCHESTRATOR
+from orchestrator.finetune import messages as m
+from orchestrator.finetune.engine import Engine
+from orchestrator.simulation.clock import Action, Clock
+from orchestrator.simulation.loss import LossModel
+from orchestrator.simulation.measuring import Controller
+from orchestrator.simulation.transport import Transfer, Transport
+from orchestrator.simulation.world import Fault, Measuring, Node, Orchestrator, Workload, World
+from workers.device import DeviceProfile, training_s
+
+
+class SimulationError(CoreError):
+    """A job that cannot be simulated to its end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeUse:
+    """What a job made of one node: seconds of computing, bytes and seconds of transfers, by direction."""
+
+    compute_s: float = 0.0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    sending_s: float = 0.0
+    receiving_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """A simulated job: `summary` if it completed, else `failure`; epochs in order; what each node did."""
+
+    summary: m.Summary | None
+    failure: str | None
+    epochs: tuple[m.EpochReport, ...]
+    decisions: tuple[Decision, ...]
+    uses: dict[str, NodeUse]
+    ended_s: float
+    loss_source: str
+
+
+def simulate(
+    spec: m.JobSpec,
+    *,
+    world: World,
+    workload: Workload,
+    loss: LossModel,
+    seed: int,
+    orchestrator: Orchestrator | None = None,
+    measuring: Measuring | None = None,
+    faults: Sequence[Fault] = (),
+    coalesce_s: float = 0.0,
+) -> Result:
+    """Run the job of `spec` to its end; the same arguments give the same result.
+
+    `seed` is that of the policy's draws, as in live jobs, and of the measurements' errors. `coalesce_s`: see
+    `FlowNetwork`.
+
+    Raises:
+        SimulationError: a node of the job is not in the world or has no task, or nothing is left to happen
+            and the job has not ended.
+    """
+    run = _Run(
+        spec=spec,
+        world=world,
+        workload=workload,
+        loss=loss,
+        seed=seed,
+        orchestrator=orchestrator or Orchestrator(),
+        measuring=measuring or Measuring(),
+        coalesce_s=coalesce_s,
+    )
+    return run.run(faults)
+
+
+@dataclass(slots=True)
+class _NodeRun:
+    """A node during the job. `life` counts its lives: what belongs to an earlier one is void."""
+
+    node: Node
+    train_s: float
+    holds: int = -1
+    life: int = 0
+    gone: bool = False
+    hung: bool = False
+    spoils_next: bool = False
+    under_way: dict[int, Transfer] = field(default_factory=dict)
+    compute_s: float = 0.0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    sending_s: float = 0.0
+    receiving_s: float = 0.0
+
+
+class _Run:
+    """See `simulate`."""
+
+    def __init__(
+        self,
+        *,
+        spec: m.JobSpec,
+        world: World,
+        workload: Workload,
+        loss: LossModel,
+        seed: int,
+        orchestrator: Orchestrator,
+        measuring: Measuring,
+        coalesce_s: float,
+    ) -> None:
+        self._spec = spec
+        self._work = workload
+        self._loss = loss
+        self._costs = orchestrator
+        self._clock = Clock()
+        self._transport = Transport(world, self._clock, coalesce_s=coalesce_s)
+        self._engine = Engine(spec, Random(seed))
+        by_name = {node.name: node for node in world.nodes}
+        missing = [name for name in spec.nodes if name not in by_name or name not in workload.tasks]
+        if missing:
+            raise SimulationError(
+                f"node {missing[0]} is not in the world, or the workload has no task for it"
+            )
+        self._nodes = {
+            name: _NodeRun(by_name[name], _train_s(by_name[name], workload, name)) for name in spec.nodes
+        }
+        nodes = tuple(run.node for run in self._nodes.values())
+        shapes = {pair: shape for pair, shape in self._transport.shapes.items() if self._concerns(pair)}
+        self._controller = Controller(nodes, shapes, measuring, seed)
+        self._evaluator_free_s = 0.0
+        self._ticks: set[int] = set()
+        self._reports: dict[int, m.EpochReport] = {}
+        self._decisions: list[Decision] = []
+        self._summary: m.Summary | None = None
+        self._failure: str | None = None
+
+    def _concerns(self, pair: tuple[str, str]) -> bool:
+        return pair[0] in self._nodes or pair[1] in self._nodes
+
+    def run(self, faults: Sequence[Fault]) -> Result:
+        for fault in faults:
+            self._clock.at(fault.at_s, lambda fault=fault: self._strike(fault))  # type: ignore[misc]
+        self._tell(m.JobStarted(now_s=0.0))
+        while not self._engine.ended:
+            clock_s, transport_s = self._clock.next_s, self._transport.next_s
+            if clock_s == inf and transport_s == inf:
+                raise SimulationError(
+                    f"job {self._spec.job} waits in epoch {self._engine.epoch} for something that will not "
+                    "happen: a timeout of the job is too long or a node hangs"
+                )
+            if clock_s <= transport_s:
+                self._clock.step()
+            else:
+                self._transport.advance()
+        return self._result()
+
+    def _result(self) -> Result:
+        return Result(
+            summary=self._summary,
+            failure=self._failure,
+            epochs=tuple(self._reports[epoch] for epoch in sorted(self._reports)),
+            decisions=tuple(self._decisions),
+            uses={
+                name: NodeUse(
+                    compute_s=run.compute_s,
+                    sent_bytes=run.sent_bytes,
+                    received_bytes=run.received_bytes,
+                    sending_s=run.sending_s,
+                    receiving_s=run.receiving_s,
+                )
+                for name, run in self._nodes.items()
+            },
+            ended_s=self._clock.now_s,
+            loss_source=self._loss.source,
+        )
+
+    def _tell(self, event: m.Event) -> None:
+        for instruction in self._engine.handle(event):
+            self._carry_out(instruction)
+
+    def _tell_soon(self, delay_s: float, make: Callable[[float], m.Event]) -> None:
+        self._clock.after(delay_s, lambda: self._tell(make(self._clock.now_s)))
+
+    def _carry_out(self, instruction: m.Instruction) -> None:
+        match instruction:
+            case m.LoadNode(node=node, version=version):
+                self._load(self._nodes[node], version)
+            case m.StartRound():
+                self._round(self._nodes[instruction.node], instruction)
+            case m.SyncNode(node=node, version=version):
+                self._sync(self._nodes[node], version)
+            case m.Aggregate():
+                self._aggregate(instruction)
+            case m.Evaluate(version=version):
+                self._evaluate(version)
+            case m.TakeMetrics(epoch=epoch):
+                self._take_metrics(epoch)
+            case m.Record(decision=decision):
+                self._decisions.append(decision)
+            case m.ReportEpoch(report=report):
+                self._reports[report.epoch] = report
+            case m.Finish(summary=summary):
+                self._summary = summary
+            case m.Fail(reason=reason):
+                self._failure = reason
+            case m.Accept() | m.Discard() | m.Announce():
+                pass  # updates have no content here, and nobody watches
+            case _:
+                raise TypeError(f"the simulation does not know the instruction {type(instruction).__name__}")
+
+    # Requests
+
+    def _load(self, run: _NodeRun, version: int) -> None:
+        """Send model and data, one after the other, each confirmed."""
+        self._tick_after(self._spec.load_timeout_s)
+        data_bytes = self._work.tasks[run.node.name].data_bytes
+
+        def loaded() -> None:
+            run.holds = version
+            self._tell(m.NodeLoaded(now_s=self._clock.now_s, node=run.node.name, version=version))
+
+        self._down(
+            run,
+            self._work.model_bytes,
+            lambda: self._confirm(
+                run, lambda: self._down(run, data_bytes, lambda: self._confirm(run, loaded))
+            ),
+        )
+
+    def _round(self, run: _NodeRun, order: m.StartRound) -> None:
+        """Send the parameters unless the node holds them; it trains and sends its update."""
+        self._tick_after(self._spec.round_timeout_s)
+        started_s, name = self._clock.now_s, run.node.name
+
+        def arrived() -> None:
+            run.holds = order.version
+            valid, run.spoils_next = not run.spoils_next, False
+            self._tell(
+                m.UpdateArrived(
+                    now_s=self._clock.now_s,
+                    node=name,
+                    epoch=order.epoch,
+                    valid=valid,
+                    reason=None if valid else "a value is not finite",
+                    train_s=run.train_s,
+                    round_s=self._clock.now_s - started_s,
+                    real_s=run.train_s,
+                    late_s=0.0,
+                    samples=self._work.tasks[name].samples,
+                )
+            )
+
+        def trained() -> None:
+            run.compute_s += run.train_s
+            self._up(run, self._work.update_bytes, arrived)
+
+        def train() -> None:
+            self._later(run, run.train_s, trained)
+
+        if run.holds == order.version:
+            self._ask(run, train)
+        else:
+            self._down(run, self._work.model_bytes, train)
+
+    def _sync(self, run: _NodeRun, version: int) -> None:
+        self._tick_after(self._spec.sync_timeout_s)
+
+        def synced() -> None:
+            run.holds = version
+            self._tell(m.NodeSynced(now_s=self._clock.now_s, node=run.node.name, version=version))
+
+        self._down(run, self._work.model_bytes, lambda: self._confirm(run, synced))
+
+    def _down(self, run: _NodeRun, payload_bytes: int, then: Action) -> None:
+        def received(seconds: float) -> None:
+            run.received_bytes += payload_bytes
+            run.receiving_s += seconds
+
+        self._transfer(run, ORCHESTRATOR, run.node.name, payload_bytes, received, then)
+
+    def _up(self, run: _NodeRun, payload_bytes: int, then: Action) -> None:
+        def sent(seconds: float) -> None:
+            run.sent_bytes += payload_bytes
+            run.sending_s += seconds
+
+        self._transfer(run, run.node.name, ORCHESTRATOR, payload_bytes, sent, then)
+
+    def _transfer(
+        self,
+        run: _NodeRun,
+        src: str,
+        dst: str,
+        payload_bytes: int,
+        account: Callable[[float], None],
+        then: Action,
+    ) -> None:
+        if run.gone or run.hung:
+            return
+        began_s = self._clock.now_s
+
+        def done() -> None:
+            del run.under_way[id(transfer)]
+            account(self._clock.now_s - began_s)
+            then()
+
+        transfer = self._transport.send(src, dst, payload_bytes, done)
+        run.under_way[id(transfer)] = transfer
+
+    def _ask(self, run: _NodeRun, then: Action) -> None:
+        self._later(run, self._transport.delays_s[ORCHESTRATOR, run.node.name], then)
+
+    def _confirm(self, run: _NodeRun, then: Action) -> None:
+        self._later(run, self._transport.delays_s[run.node.name, ORCHESTRATOR], then)
+
+    def _later(self, run: _NodeRun, delay_s: float, then: Action) -> None:
+        """Go on in `delay_s` if the node is still the same then, and answers."""
+        if run.gone or run.hung:
+            return
+        life = run.life
+
+        def go_on() -> None:
+            if run.life == life and not run.hung:
+                then()
+
+        self._clock.after(delay_s, go_on)
+
+    def _tick_after(self, timeout_s: float) -> None:
+        """Have the engine look at its deadlines when a request made now has run out of time."""
+        if timeout_s == inf:
+            return
+        at_s = ceil(self._clock.now_s + timeout_s) + 1
+        if at_s not in self._ticks:
+            self._ticks.add(at_s)
+            self._clock.at(at_s, lambda: self._tell(m.Tick(now_s=self._clock.now_s)))
+
+    # The orchestrator's own work
+
+    def _aggregate(self, order: m.Aggregate) -> None:
+        self._loss.aggregate(order.epoch, order.new_version, order.contributions)
+        self._tell_soon(
+            self._costs.aggregate_s, lambda now_s: m.Aggregated(now_s=now_s, version=order.new_version)
+        )
+
+    def _evaluate(self, version: int) -> None:
+        """Evaluate after what is being evaluated: there is one evaluator."""
+        begins_s = max(self._clock.now_s, self._evaluator_free_s)
+        self._evaluator_free_s = begins_s + self._costs.evaluate_s
+        self._tell_soon(
+            self._evaluator_free_s - self._clock.now_s,
+            lambda now_s: m.Evaluated(now_s=now_s, version=version, loss=self._loss.loss(version)),
+        )
+
+    def _take_metrics(self, epoch: int) -> None:
+        gone = {name for name, run in self._nodes.items() if run.gone}
+        nodes = self._controller.states(gone)
+        network = self._controller.measure(self._clock.now_s, self._transport.delays_s)
+        self._tell_soon(
+            0.0, lambda now_s: m.MetricsTaken(now_s=now_s, epoch=epoch, nodes=nodes, network=network)
+        )
+
+    # Faults
+
+    def _strike(self, fault: Fault) -> None:
+        run = self._nodes[fault.node]
+        if fault.kind == "garbage":
+            run.spoils_next = True
+        elif fault.kind == "hung":
+            run.hung = True
+            self._drop_work(run)
+        elif fault.kind == "lost":
+            run.gone, run.holds = True, -1
+            self._drop_work(run)
+            reason = "its connection closed" if fault.noticed_s == 0 else "its heartbeats stopped"
+            self._tell_soon(
+                fault.noticed_s, lambda now_s: m.NodeLost(now_s=now_s, node=fault.node, reason=reason)
+            )
+        else:
+            run.gone = run.hung = False
+            self._transport.forget(fault.node)
+            self._tell(m.NodeBack(now_s=self._clock.now_s, node=fault.node))
+
+    def _drop_work(self, run: _NodeRun) -> None:
+        run.life += 1
+        for transfer in run.under_way.values():
+            self._transport.cancel(transfer)
+        run.under_way.clear()
+
+
+def _train_s(node: Node, workload: Workload, name: str) -> float:
+    task = workload.tasks[name]
+    profile = DeviceProfile(
+        device="cpu",
+        cpu_count=1,
+        memory_bytes=1,
+        compute_flops=node.compute_flops,
+        layer_overhead_s=node.layer_overhead_s,
+        power=node.power,
+        emulated=True,
+        pacing=True,
+        torch="",
+        pid=0,
+    )
+    return training_s(
+        profile,
+        parameters=workload.parameters,
+        layers=workload.layers,
+        tokens=task.tokens,
+        steps=task.steps,
+    )

@@ -1,0 +1,134 @@
+"""What is simulated: links, nodes, the work, the orchestrator's own time, how well things are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+
+from orchestrator.core.errors import InvalidValue
+from orchestrator.simulation.tcp import CONGESTION_CONTROLS
+
+FAULTS = ("lost", "back", "hung", "garbage")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """One direction of a link. `rate_bps` counts Ethernet frames, as configured links do."""
+
+    name: str
+    rate_bps: float
+    delay_s: float
+    loss_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.rate_bps) and self.rate_bps > 0):
+            raise InvalidValue(f"link {self.name}: rate_bps is {self.rate_bps}, must be above 0")
+        if not (isfinite(self.delay_s) and self.delay_s >= 0):
+            raise InvalidValue(f"link {self.name}: delay_s is {self.delay_s}, must be at least 0")
+        if not 0 <= self.loss_ratio < 1:
+            raise InvalidValue(f"link {self.name}: loss_ratio is {self.loss_ratio}, must be in [0, 1)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A node: the links from the orchestrator to it and back, in order, and its device."""
+
+    name: str
+    down: tuple[str, ...]
+    up: tuple[str, ...]
+    compute_flops: float
+    layer_overhead_s: float = 0.0
+    power: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.down or not self.up:
+            raise InvalidValue(f"node {self.name}: a path without links")
+        if not (isfinite(self.compute_flops) and self.compute_flops > 0):
+            raise InvalidValue(f"node {self.name}: compute_flops is {self.compute_flops}, must be above 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """A network with the orchestrator and its nodes, and the congestion control that all of them use."""
+
+    links: tuple[Link, ...]
+    nodes: tuple[Node, ...]
+    congestion_control: str = "bbr"
+
+    def __post_init__(self) -> None:
+        known = {link.name for link in self.links}
+        for node in self.nodes:
+            missing = [name for name in (*node.down, *node.up) if name not in known]
+            if missing:
+                raise InvalidValue(f"node {node.name}: there is no link {missing[0]}")
+        if self.congestion_control not in CONGESTION_CONTROLS:
+            raise InvalidValue(
+                f"congestion control {self.congestion_control!r} is not modelled; "
+                f"modelled are {', '.join(CONGESTION_CONTROLS)}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What one node has to do each round: `tokens` in `steps`, counted as `samples` when averaged."""
+
+    data_bytes: int
+    tokens: int
+    steps: int
+    samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What is sent and computed. `model_bytes` go to a node, `update_bytes` come back each round."""
+
+    parameters: int
+    layers: int
+    model_bytes: int
+    update_bytes: int
+    tasks: Mapping[str, Task]
+
+    def __post_init__(self) -> None:
+        for name in ("parameters", "model_bytes", "update_bytes"):
+            if getattr(self, name) < 1:
+                raise InvalidValue(f"workload: {name} is {getattr(self, name)}, must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orchestrator:
+    """What the orchestrator's own work takes, in seconds: one aggregation, one evaluation."""
+
+    aggregate_s: float = 0.0
+    evaluate_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measuring:
+    """How well paths are measured: relative standard errors, and the packets that a loss figure stands on."""
+
+    delay_error: float = 0.03
+    rate_error: float = 0.05
+    loss_packets: int = 2000
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.delay_error < 1 or not 0 <= self.rate_error < 1 or self.loss_packets < 1:
+            raise InvalidValue(f"measuring: errors must be in [0, 1), loss_packets at least 1: {self}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """Something that happens to `node` at `at_s`.
+
+    `lost`: it is gone, which the orchestrator notices `noticed_s` later. `back`: it attaches again, empty.
+    `hung`: from now on it answers nothing, until it is lost. `garbage`: its next update is not valid.
+    """
+
+    at_s: float
+    node: str
+    kind: str
+    noticed_s: float = field(default=0.0)
+
+    def __post_init__(self) -> None:
+        if self.kind not in FAULTS:
+            raise InvalidValue(f"fault {self.kind!r} is unknown; known: {', '.join(FAULTS)}")
