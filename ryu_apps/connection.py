@@ -2,7 +2,8 @@
 
 What differs from Ryu's own:
 - packets and echo replies, of which hundreds come per second, are handed on as soon as their bytes are read,
-  with the time of that moment; Ryu parses, wraps and queues everything else;
+  with the time at which the kernel had received them, so that what this process was busy with meanwhile does
+  not look like a slow link; Ryu parses, wraps and queues everything else;
 - `send` never waits: it writes at once what the switch takes and keeps the rest; a switch that leaves
   MAX_WAITING_BYTES unread, or does not read for some seconds, is cut off;
 - connections that have not named their switch are few and get a deadline, so that noise on the port costs
@@ -24,7 +25,7 @@ from ryu.controller import controller
 from ryu.controller.handler import DEAD_DISPATCHER, MAIN_DISPATCHER
 from ryu.lib import hub
 
-from ryu_apps import openflow
+from ryu_apps import arrivals, openflow
 from ryu_apps.errors import MalformedPacketError
 
 LOG = logging.getLogger(__name__)
@@ -75,6 +76,9 @@ class Connection(controller.Datapath):  # type: ignore[misc]
         self._door = door
         self._direct = connected.fd if isinstance(connected, GreenSocket) else None
         """The socket below eventlet's, which never waits; none with TLS."""
+        if self._direct is not None:
+            with contextlib.suppress(OSError):
+                self._direct.setsockopt(socket.SOL_SOCKET, arrivals.SO_TIMESTAMPNS, 1)
         self.send_q: Backlog | None = Backlog()
         self._filled = hub.Event()
         self.heard_at = time.time()
@@ -100,16 +104,18 @@ class Connection(controller.Datapath):  # type: ignore[misc]
             data = self._read()
             if not data:
                 return
-            self.heard_at = time.time()
             rest = self._take_all(rest + data if rest else data)
 
     def _read(self) -> bytes:
         """Wait for bytes, the others having their turn meanwhile; none at the end of the connection."""
         try:
             if self._direct is None:
-                return bytes(self.socket.recv(RECEIVE_BYTES))
-            trampoline(self._direct, read=True)
-            return bytes(self._direct.recv(RECEIVE_BYTES))
+                data, notes = self.socket.recv(RECEIVE_BYTES), []
+            else:
+                trampoline(self._direct, read=True)
+                data, notes, _, _ = self._direct.recvmsg(RECEIVE_BYTES, arrivals.ROOM)
+            self.heard_at = arrivals.received_at(notes, time.time())
+            return bytes(data)
         except BlockingIOError:
             return self._read()
         except OSError:

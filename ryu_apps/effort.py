@@ -14,7 +14,10 @@ WINDOW = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
-    """Counts since the start at one moment (Unix seconds); `cpu_s` of the whole controller."""
+    """Counts since the start at one moment (Unix seconds); `cpu_s` of the whole controller.
+
+    The limit of probes, why it is not more, and how late the switches answer are of that moment.
+    """
 
     at: float
     probe_packets: float
@@ -22,6 +25,9 @@ class Totals:
     trains: float
     train_bytes: float
     cpu_s: float
+    probe_limit_per_s: float
+    probe_limit_reason: str | None
+    late_switch_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +44,9 @@ class Rates:
     trains_per_s: float | None = None
     train_bps: float | None = None
     controller_cpu_ratio: float | None = None
+    probe_limit_per_s: float | None = None
+    probe_limit_reason: str | None = None
+    late_switch_s: float | None = None
     reason: str | None = None
 
 
@@ -72,6 +81,9 @@ class Effort:
             trains_per_s=(last.trains - first.trains) / over_s,
             train_bps=8 * (last.train_bytes - first.train_bytes) / over_s,
             controller_cpu_ratio=(last.cpu_s - first.cpu_s) / over_s,
+            probe_limit_per_s=last.probe_limit_per_s,
+            probe_limit_reason=last.probe_limit_reason,
+            late_switch_s=last.late_switch_s,
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from ryu_apps.seconds import Seconds
 from ryu_apps.stats import Measurement, unknown
 
 WINDOW_S = 60
@@ -84,7 +85,7 @@ def since_change(tallies: Tallies) -> Tally:
     """
     tallies = cache(tallies)
     span_s, span = WINDOW_S, tallies(WINDOW_S)
-    if span.trials < MOSTLY_CHANCE * span.sent:
+    if span.lost == span.variance == 0 or span.trials < MOSTLY_CHANCE * span.sent:
         return span
     while True:
         ends = [
@@ -200,12 +201,6 @@ def _one_way(ratio: float) -> float:
     return 1 - math.sqrt(1 - ratio)
 
 
-@dataclass(slots=True)
-class _Second:
-    sent: int = 0
-    arrived: int = 0
-
-
 class LossEstimator:
     """Count numbered probes that were sent and that arrived, over a sliding window.
 
@@ -220,14 +215,15 @@ class LossEstimator:
         self.source = source
         self.round_trip = round_trip
         self._outstanding: dict[int, float] = {}
-        self._seconds: dict[int, _Second] = {}
+        self._seconds = Seconds(keep_s=WINDOW_S + int(self.FORGET_S) + 2)
         self._slowest: deque[tuple[float, float]] = deque()
+        """Arrival and delay of those that no later one exceeds: the first has the longest delay."""
         self.unanswered = 0
         """Probes sent since the last one that arrived."""
 
     def sent(self, now: float, number: int) -> None:
         """Note that probe `number` was sent."""
-        self._seconds.setdefault(int(now), _Second()).sent += 1
+        self._seconds.sent(int(now))
         self._outstanding[number] = now
         self.unanswered += 1
         self._forget(now)
@@ -238,9 +234,9 @@ class LossEstimator:
         if sent_at is None:
             return None
         self.unanswered = 0
-        second = self._seconds.get(int(sent_at))
-        if second is not None:
-            second.arrived += 1
+        self._seconds.arrived(int(sent_at))
+        while self._slowest and self._slowest[-1][1] <= now - sent_at:
+            self._slowest.pop()
         self._slowest.append((now, now - sent_at))
         return sent_at
 
@@ -250,20 +246,19 @@ class LossEstimator:
             if self._outstanding[number] >= now - self.FORGET_S:
                 break
             del self._outstanding[number]
-        while self._seconds and next(iter(self._seconds)) < now - WINDOW_S - self.FORGET_S:
-            del self._seconds[next(iter(self._seconds))]
         while self._slowest and self._slowest[0][0] < now - 5:
             self._slowest.popleft()
 
     def settle_s(self) -> float:
         """Return how old a probe must be to count."""
-        slowest_s = max((delay_s for _, delay_s in self._slowest), default=0.0)
+        slowest_s = self._slowest[0][1] if self._slowest else 0.0
         return min(self.FORGET_S - 1, self.GRACE_S + 2 * slowest_s)
 
     def tally(self, now: float, window_s: float = WINDOW_S) -> Tally:
         """Return the probes of a window that had the time to arrive."""
         newest = math.floor(now - self.settle_s()) - 1
-        return _sum(second for start, second in self._seconds.items() if newest - window_s < start <= newest)
+        sent, arrived = self._seconds.between(math.floor(newest - window_s), newest)
+        return Tally(sent=sent, lost=sent - arrived)
 
     def loss(self, now: float, counted: Tallies = lambda window_s: NOTHING) -> Measurement:
         """Return the loss ratio of one direction with its 95 % interval, since it last changed.
@@ -293,11 +288,3 @@ class LossEstimator:
             age_s=self.settle_s(),
             round_trip=round_trip,
         )
-
-
-def _sum(seconds: Iterable[_Second]) -> Tally:
-    sent = arrived = 0
-    for second in seconds:
-        sent += second.sent
-        arrived += second.arrived
-    return Tally(sent=sent, lost=sent - arrived)

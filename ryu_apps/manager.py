@@ -117,7 +117,7 @@ class NetworkManager(app_manager.RyuApp):  # type: ignore[misc]
     def _counters_arrived(self, event: Any) -> None:
         if self._is_current(event.msg.datapath):
             message = event.msg
-        self._parts.monitor.replied(event.timestamp, message.datapath.id, message.xid, message.body)
+            self._parts.monitor.replied(event.timestamp, message.datapath.id, message.xid, message.body)
 
     @set_ev_cls(ofp_event.EventOFPFlowStatsReply, MAIN_DISPATCHER)
     def _rules_arrived(self, event: Any) -> None:

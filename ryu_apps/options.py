@@ -13,7 +13,12 @@ _OPTIONS = [
     cfg.FloatOpt("probe-rate", default=5.0, help="probes per second and link between switches (default 5)"),
     cfg.FloatOpt("echo-rate", default=8.0, help="echo requests per second and host (default 8)"),
     cfg.FloatOpt(
-        "max-probe-rate", default=400.0, help="most measuring packets per second, all together (400)"
+        "max-probe-rate", default=1000.0, help="most measuring packets per second, all together (1000)"
+    ),
+    cfg.FloatOpt(
+        "cpu-share",
+        default=0.25,
+        help="share of a processor core beyond which the controller sends fewer probes (default 0.25)",
     ),
     cfg.FloatOpt(
         "poll-interval", default=0.9, help="seconds between counter requests to a switch (default 0.9)"
@@ -59,6 +64,7 @@ class Options:
     probe_rate: float
     echo_rate: float
     max_probe_rate: float
+    cpu_share: float
     poll_interval_s: float
     train_interval_s: float
     check_interval_s: float
@@ -90,6 +96,7 @@ def read() -> Options:
         ("probe_rate", 1, 100),
         ("echo_rate", 1, 100),
         ("max_probe_rate", 10, 5000),
+        ("cpu_share", 0.02, 1),
         ("poll_interval", 0.2, 60),
         ("train_interval", 0, 3600),
         ("check_interval", 0, 3600),
@@ -104,6 +111,7 @@ def read() -> Options:
         probe_rate=conf.probe_rate,
         echo_rate=conf.echo_rate,
         max_probe_rate=conf.max_probe_rate,
+        cpu_share=conf.cpu_share,
         poll_interval_s=conf.poll_interval,
         train_interval_s=conf.train_interval,
         check_interval_s=conf.check_interval,

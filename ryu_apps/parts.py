@@ -57,7 +57,9 @@ class Parts:
         self.events = EventStream(signals, clock)
         capacities = ConfiguredCapacities(options.capacities_file)
         self.network = Network(signals)
-        self.prober = Prober(self.network, signals, options, key=key, clock=clock, sleep=sleep)
+        self.prober = Prober(
+            self.network, signals, options, key=key, clock=clock, sleep=sleep, cpu_s=time.process_time
+        )
         self.monitor = Monitor(self.network, signals, options, sleep=sleep)
         self.flow_counters = FlowCounters(
             self.network, signals, options, prober=self.prober, clock=clock, sleep=sleep
@@ -154,6 +156,9 @@ class Parts:
             trains=trains["train_sent"] + trains["check_sent"],
             train_bytes=trains["train_sent_bytes"] + trains["check_sent_bytes"],
             cpu_s=time.process_time(),
+            probe_limit_per_s=self.prober.budget.rate,
+            probe_limit_reason=self.prober.budget.reason,
+            late_switch_s=self.prober.late_switch_s,
         )
 
     def counts(self) -> dict[str, float]:

@@ -12,21 +12,22 @@ import heapq
 import itertools
 import logging
 import struct
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
 
-from ryu_apps import openflow, packets, probe, probe_rates
+from ryu_apps import openflow, probe, probe_rates
 from ryu_apps.discovery import Host, Network, Port, Switch
 from ryu_apps.errors import ForgedProbeError
 from ryu_apps.loss import LossEstimator
 from ryu_apps.options import Options
 from ryu_apps.paths import Hop
 from ryu_apps.probe import Kind, Probe
+from ryu_apps.probe_budget import Cost, ProbeBudget
+from ryu_apps.probe_frames import host_echo, link_probe
 from ryu_apps.signals import Change, Signals
 from ryu_apps.stats import DelayEstimator
+from ryu_apps.streams import LATE_S, Stream, SwitchEcho, Target
 
 LOG = logging.getLogger(__name__)
 
@@ -35,10 +36,9 @@ SEARCH_RATE = 5.0
 SEARCH_S = 3.0
 IDLE_RATE = 1.0
 """A port probes quickly while it is new, and once a second when it leads to no switch."""
-BREATH_S = 0.002
-IDLE_S = 0.05
-MAX_TOGETHER = 8
-LATE_S = 1.0
+TICK_S = 0.01
+"""What comes due within a tick leaves together: waking a switch up costs it more than a packet does."""
+MAX_TOGETHER = 32
 FRESH_S = 2.0
 """A probe that is older shows no new link: it may have been kept by a host."""
 DEAD_LINK_S = 3.0
@@ -48,54 +48,6 @@ GOLDEN = 0.618034
 
 _ECHO = struct.Struct("!4sd")
 _ECHO_MAGIC = b"UTOE"
-
-
-@dataclass(slots=True, eq=False)
-class _Target:
-    """Something to send to, again and again, until it is closed."""
-
-    rate: Callable[[float], float]
-    send: Callable[[float], None]
-    closed: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class Stream:
-    """The numbered probes of one link direction (or of one host's round trips) and what they tell."""
-
-    target: _Target
-    delay: DelayEstimator
-    loss: LossEstimator
-    extra_rate: float = 0.0
-    """Probes per second beyond the configured ones, as the link deserves and the limit allows."""
-    numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
-    queued_from: float = 0.0
-    queued_until: float = 0.0
-
-    def queues(self, now: float, until: float) -> None:
-        """Note that a train of ours fills the queue of the link: probes sent meanwhile wait behind it."""
-        self.queued_from, self.queued_until = now, until
-
-    def add_delay(self, now: float, delay_s: float, *, sent_at: float) -> None:
-        """Take a probe's delay in, unless a train of ours made it wait."""
-        if not self.queued_from <= sent_at <= self.queued_until:
-            self.delay.add(now, max(0.0, delay_s))
-
-
-class _SwitchEcho:
-    """Keep the round trips of a switch's control channel; their median is what it adds to a probe."""
-
-    def __init__(self, target: _Target) -> None:
-        self.target = target
-        self._samples: deque[float] = deque(maxlen=11)
-        self.round_trip_s: float | None = None
-        """The median round trip, None before the first."""
-
-    def add(self, round_trip_s: float) -> None:
-        """Take one round trip in."""
-        if 0 <= round_trip_s < LATE_S:
-            self._samples.append(round_trip_s)
-            self.round_trip_s = median(self._samples)
 
 
 class Prober:
@@ -110,19 +62,23 @@ class Prober:
         key: bytes,
         clock: Callable[[], float],
         sleep: Callable[[float], None],
+        cpu_s: Callable[[], float],
     ) -> None:
         self._network = network
         self._options = options
+        self._cpu_s = cpu_s
         self._key = key
         self._clock = clock
         self._sleep = sleep
         self._ports: dict[tuple[int, int], Stream] = {}
         self._hosts: dict[str, Stream] = {}
-        self._switches: dict[int, _SwitchEcho] = {}
-        self._queue: list[tuple[float, int, _Target]] = []
+        self._switches: dict[int, SwitchEcho] = {}
+        self._queue: list[tuple[float, int, Target]] = []
         self._order = itertools.count()
         self._identifier = int.from_bytes(key[:2], "big")
         self._slowdown = 1.0
+        self._late_turns_s: list[float] = []
+        self.budget = ProbeBudget(most_rate=options.max_probe_rate, cpu_share=options.cpu_share)
         self.counts: Counter[str] = Counter()
         signals.connect(Change.SWITCH_UP, self._switch_up)
         signals.connect(Change.SWITCH_DOWN, self._switch_down)
@@ -138,7 +94,7 @@ class Prober:
     def _switch_up(self, switch: Switch) -> None:
         self._switch_down(switch)
         target = self._add(lambda now: SWITCH_ECHO_RATE, lambda now: self._send_switch_echo(switch, now))
-        self._switches[switch.dpid] = _SwitchEcho(target)
+        self._switches[switch.dpid] = SwitchEcho(target)
 
     def _switch_down(self, switch: Switch) -> None:
         echo = self._switches.pop(switch.dpid, None)
@@ -195,8 +151,8 @@ class Prober:
         if stream is not None:
             stream.target.closed = True
 
-    def _add(self, rate: Callable[[float], float], send: Callable[[float], None]) -> _Target:
-        target = _Target(rate=rate, send=send)
+    def _add(self, rate: Callable[[float], float], send: Callable[[float], None]) -> Target:
+        target = Target(rate=rate, send=send)
         order = next(self._order)
         now = self._clock()
         heapq.heappush(self._queue, (now + (order * GOLDEN % 1.0) / rate(now), order, target))
@@ -205,10 +161,11 @@ class Prober:
     # The measuring loop.
 
     def run(self) -> None:
-        """Send what is due, for ever; what comes due within a breath leaves together."""
-        next_budget = 0.0
+        """Send what is due, for ever, tick by tick."""
+        next_budget = expected = 0.0
         while True:
             now = self._clock()
+            self._late_turns_s.append(max(0.0, now - expected) if expected else 0.0)
             if now >= next_budget:
                 self._budget(now)
                 next_budget = now + 1.0
@@ -216,8 +173,8 @@ class Prober:
                 if not self._queue or self._queue[0][0] > now:
                     break
                 self._send_next(now)
-            wait_s = self._queue[0][0] - self._clock() if self._queue else IDLE_S
-            self._sleep(min(max(wait_s, BREATH_S), IDLE_S))
+            expected = self._clock() + TICK_S
+            self._sleep(TICK_S)
 
     def _budget(self, now: float) -> None:
         """Spend what the limit leaves on links that deserve more; slow all down alike when it is exceeded."""
@@ -227,11 +184,26 @@ class Prober:
         for stream, _ in streams:
             stream.extra_rate = 0.0
         wanted = sum(target.rate(now) for _, _, target in self._queue if not target.closed)
-        self._slowdown = max(1.0, wanted / self._options.max_probe_rate)
         extra = [self._deserved(now, stream, base) - base for stream, base in streams]
-        spare = self._options.max_probe_rate - wanted
+        self.budget.note(self._cost(now), wanted_rate=wanted + sum(extra))
+        self._slowdown = max(1.0, wanted / self.budget.rate)
+        spare = self.budget.rate - wanted
         for (stream, _), rate in zip(streams, probe_rates.shares(extra, spare), strict=True):
             stream.extra_rate = rate
+
+    def _cost(self, now: float) -> Cost:
+        late_turns_s, self._late_turns_s = self._late_turns_s, []
+        return Cost(
+            at=now,
+            cpu_s=self._cpu_s(),
+            late_turn_s=median(late_turns_s) if late_turns_s else 0.0,
+            late_switch_s=self.late_switch_s,
+        )
+
+    @property
+    def late_switch_s(self) -> float:
+        """By how much switches' echo replies are later than at best (the median switch)."""
+        return median([echo.late_s for echo in self._switches.values()] or [0.0])
 
     def _deserved(self, now: float, stream: Stream, base: float) -> float:
         return probe_rates.wanted_rate(
@@ -299,7 +271,7 @@ class Prober:
             return
         magic, sent_at = _ECHO.unpack(data)
         if magic == _ECHO_MAGIC:
-            echo.add(now - sent_at)
+            echo.add(now, now - sent_at)
 
     def link_probe_arrived(self, now: float, sent: Probe, dpid: int, port: int) -> None:
         """Take a link probe in at the switch port where it arrived."""
@@ -371,41 +343,3 @@ class Prober:
     def host_stream(self, ip: str) -> Stream | None:
         """Return the stream of a host's access link."""
         return self._hosts.get(ip)
-
-    def snapshot(self) -> dict[str, Any]:
-        """Return counts of probes, for the metrics."""
-        return {**self.counts, "slowdown": self._slowdown}
-
-
-def link_probe(sent: Probe, key: bytes, *, padding: int = 0) -> bytes:
-    """Build the frame of a probe between switches."""
-    return packets.build_udp(
-        source_mac=probe.VIRTUAL_MAC,
-        destination_mac=probe.PROBE_MAC,
-        source=probe.VIRTUAL_IP,
-        destination=probe.PROBE_IP,
-        port=probe.UDP_PORT,
-        payload=probe.seal(sent, key) + bytes(padding),
-    )
-
-
-def host_echo(
-    host: Host,
-    *,
-    identifier: int,
-    number: int,
-    payload: bytes,
-    padding: int = 0,
-    source: bytes = probe.VIRTUAL_IP,
-) -> bytes:
-    """Build the frame of an echo request to a host."""
-    return packets.build_echo_request(
-        source_mac=probe.VIRTUAL_MAC,
-        destination_mac=host.mac,
-        source=source,
-        destination=packets.ip_bytes(host.ip),
-        identifier=identifier,
-        number=number,
-        payload=payload,
-        padding=padding,
-    )

@@ -11,7 +11,7 @@ from ryu_apps import openflow, packets, probe
 from ryu_apps.discovery import Host
 from ryu_apps.paths import Hop
 from ryu_apps.probe import Kind, Probe
-from ryu_apps.prober import host_echo, link_probe
+from ryu_apps.probe_frames import host_echo, link_probe
 from ryu_apps.train_plan import FRAME_BYTES, Order
 
 PADDING = FRAME_BYTES - 42 - probe.PAYLOAD_BYTES

@@ -21,9 +21,10 @@ from ryu_apps.monitor import Monitor
 from ryu_apps.options import Options
 from ryu_apps.paths import Hop
 from ryu_apps.probe import Probe
-from ryu_apps.prober import Prober, Stream
+from ryu_apps.prober import Prober
 from ryu_apps.rates import PortCount
 from ryu_apps.signals import Change, Signals
+from ryu_apps.streams import Stream
 from ryu_apps.train_plan import FRAME_BYTES, Order, Pace, TrainPlan
 
 LOG = logging.getLogger(__name__)

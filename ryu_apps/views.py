@@ -17,9 +17,10 @@ from ryu_apps.monitor import Monitor
 from ryu_apps.own_traffic import OwnTraffic, cross_traffic
 from ryu_apps.packets import mac_text
 from ryu_apps.paths import Hop, LinkValues, combine
-from ryu_apps.prober import Prober, Stream
+from ryu_apps.prober import Prober
 from ryu_apps.rates import CounterRate, available
 from ryu_apps.stats import Measurement, unknown
+from ryu_apps.streams import Stream
 from ryu_apps.trains import Trains
 
 METRICS = (

@@ -32,6 +32,9 @@ SCHEMAS: dict[str, Schema] = {
         trains_per_s=MAYBE_NUMBER,
         train_bps=MAYBE_NUMBER,
         controller_cpu_ratio=MAYBE_NUMBER,
+        probe_limit_per_s=MAYBE_NUMBER,
+        probe_limit_reason={"type": ["string", "null"]},
+        late_switch_s=MAYBE_NUMBER,
         reason={"type": ["string", "null"]},
     ),
 }

@@ -26,6 +26,7 @@ OPTIONS = Options(
     probe_rate=5.0,
     echo_rate=8.0,
     max_probe_rate=400.0,
+    cpu_share=0.25,
     poll_interval_s=1.0,
     train_interval_s=20.0,
     check_interval_s=1.5,

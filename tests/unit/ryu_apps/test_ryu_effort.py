@@ -20,6 +20,9 @@ def growing() -> Iterator[Totals]:
             trains=second // 2,
             train_bytes=1000 * (second // 2),
             cpu_s=0.1 * second,
+            probe_limit_per_s=400.0 + second,
+            probe_limit_reason="the switches answer late",
+            late_switch_s=0.005,
         )
         second += 1
 
@@ -45,4 +48,6 @@ def test_rates_are_differences_over_the_window_only() -> None:
     assert rates.trains_per_s == 0.5
     assert rates.train_bps == 4000
     assert rates.controller_cpu_ratio == pytest.approx(0.1)
+    assert (rates.probe_limit_per_s, rates.late_switch_s) == (499.0, 0.005)
+    assert rates.probe_limit_reason == "the switches answer late"
     assert rates.reason is None

@@ -11,7 +11,7 @@ from ryu_world import KEY, World
 from ryu_apps import packets, probe
 from ryu_apps.discovery import hop_id
 from ryu_apps.probe import Kind, Probe
-from ryu_apps.prober import link_probe
+from ryu_apps.probe_frames import link_probe
 
 H1, H2, H4 = "198.18.1.1", "198.18.1.2", "198.18.1.4"
 

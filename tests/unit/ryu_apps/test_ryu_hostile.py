@@ -12,7 +12,7 @@ from ryu_apps import packets, probe
 from ryu_apps.discovery import Port, Switch
 from ryu_apps.limits import PortLimits
 from ryu_apps.paths import Hop
-from ryu_apps.prober import link_probe
+from ryu_apps.probe_frames import link_probe
 
 H1, H4 = "198.18.1.1", "198.18.1.4"
 ROGUE = "198.18.1.66"
