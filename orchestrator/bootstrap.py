@@ -8,12 +8,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.adapters import sockets
+from orchestrator.adapters import counter_reports, goodput_reports, own_traffic, sockets
 from orchestrator.adapters.certificates import Authority
-from orchestrator.adapters.counter_reports import CounterReports
 from orchestrator.adapters.models import FolderModels
 from orchestrator.adapters.northbound import NorthboundClient, read_token
 from orchestrator.adapters.store import SqlStore
+from orchestrator.adapters.telling import Telling
 from orchestrator.adapters.worker_pool import LiveWorkerPool
 from orchestrator.api.app import ApiServer, create_app
 from orchestrator.api.services import Services
@@ -39,7 +39,7 @@ class Process:
     events: EventLog
     pool: LiveWorkerPool
     northbound: NorthboundClient
-    reports: CounterReports | None
+    tellings: tuple[Telling, ...]
     jobs: FinetuneJobs
     deployments: SplitDeployments
     api: ApiServer
@@ -50,8 +50,8 @@ class Process:
         self.deployments.stop(timeout_s=_STOP_JOBS_S)
         self.events.close()
         self.api.stop()
-        if self.reports is not None:
-            self.reports.stop()
+        for telling in self.tellings:
+            telling.stop()
         self.northbound.stop()
         self.pool.stop()
         self.store.close()
@@ -75,7 +75,8 @@ def start(config: Config) -> Process:
         address=config.data_address,
         now=lambda: datetime.datetime.now(datetime.UTC),
     )
-    pool = LiveWorkerPool(authority=authority, clock=clock)
+    transfers = goodput_reports.Transfers(own_address=config.data_address, clock=clock)
+    pool = LiveWorkerPool(authority=authority, clock=clock, transfers=transfers)
     token = None if config.northbound_token_file is None else read_token(config.northbound_token_file)
     northbound = NorthboundClient(
         url=str(config.northbound_url),
@@ -83,9 +84,7 @@ def start(config: Config) -> Process:
         names=lambda: {**pool.addresses(), config.data_address: ORCHESTRATOR},
         clock=clock,
     )
-    reports = None
-    if token is not None:
-        reports = CounterReports(url=str(config.northbound_url), token=token, counters=pool.packet_counters)
+    tellings = () if token is None else _tellings(config, token, pool, transfers)
     models = FolderModels(
         cache_dir=config.cache_dir or _cache_directory(), tuned_dir=state_dir / "models", seed=config.seed
     )
@@ -122,8 +121,8 @@ def start(config: Config) -> Process:
     listening = sockets.listen(config.data_address, config.data_port, netns=config.data_netns)
     pool.start(listening)
     northbound.start()
-    if reports is not None:
-        reports.start()
+    for telling in tellings:
+        telling.start()
     api.start()
     log.info("REST on http://%s:%d", config.api_host, api.port)
     log.info("workers attach at %s port %d", config.data_address, config.data_port)
@@ -133,10 +132,43 @@ def start(config: Config) -> Process:
         events=events,
         pool=pool,
         northbound=northbound,
-        reports=reports,
+        tellings=tellings,
         jobs=jobs,
         deployments=deployments,
         api=api,
+    )
+
+
+def _tellings(
+    config: Config, token: str, pool: LiveWorkerPool, transfers: goodput_reports.Transfers
+) -> tuple[Telling, ...]:
+    """Make what tells the controller of hosts and transfers; it takes that from who has its token."""
+    url = str(config.northbound_url)
+    own = own_traffic.OwnTraffic(own=(config.data_address, config.data_port), others=pool.serving_ends)
+    return (
+        Telling(
+            url=url,
+            token=token,
+            what=counter_reports.WHAT,
+            tell=counter_reports.counter_reports(pool.packet_counters),
+            interval_s=counter_reports.INTERVAL_S,
+        ),
+        Telling(
+            url=url,
+            token=token,
+            what=own_traffic.WHAT,
+            tell=own.tell,
+            at_end=own.withdraw,
+            interval_s=own_traffic.INTERVAL_S,
+            longest_pause_s=own_traffic.LONGEST_PAUSE_S,
+        ),
+        Telling(
+            url=url,
+            token=token,
+            what=goodput_reports.WHAT,
+            tell=transfers.tell,
+            interval_s=goodput_reports.INTERVAL_S,
+        ),
     )
 
 

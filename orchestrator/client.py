@@ -98,7 +98,12 @@ class Client:
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
         answer = self._request(method, path, timeout=(_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S), **options)
-        return answer.json() if answer.content else None
+        try:
+            return answer.json() if answer.content else None
+        except requests.JSONDecodeError as error:
+            raise ApiError(
+                f"{method} {path}: the answer is not JSON: {error}", status=answer.status_code
+            ) from error
 
     def _request(self, method: str, path: str, **options: Any) -> requests.Response:
         try:

@@ -30,6 +30,10 @@ MAX_ANYWHERE = 4
 MAX_RULES = 10_000
 """So many are counted per switch."""
 EXAMPLE = '{"classes": [{"protocol": "tcp", "port": 7000, "host": "198.18.0.1"}]}'
+CROSS_WINDOW_S = 3.0
+"""What is compared with what the link carried: means over so long, until both are known."""
+RULES_LAG_S = 0.25
+"""Rules' counters are up to 0.5 s behind those of ports (Open vSwitch's revalidators)."""
 SOURCE = "flow_counters"
 UNIT = "bit/s"
 
@@ -150,8 +154,8 @@ class OwnTraffic:
         self._wanted = _Classes(())
         self._rules: dict[int, dict[tuple[int, int], _Rule]] = {}
         """By switch, and there by cookie and the port where packets come in."""
-        self._sums: dict[int, tuple[float, dict[tuple[bool, int], list[Measurement]]]] = {}
-        """By switch: when they were made, and the rates of its rules by (going out, port)."""
+        self._by_port: dict[int, dict[tuple[bool, int], list[_Rule]]] = {}
+        """The same by switch, and there by (going out, port); made when asked for."""
         signals.connect(Change.PATH_INSTALLED, self._path_installed)
         signals.connect(Change.SWITCH_DOWN, lambda switch: self._forget(switch.dpid))
 
@@ -186,7 +190,7 @@ class OwnTraffic:
         """Take in the counters of a switch's rules for hosts' packets."""
         if not self._classes:
             self._rules.clear()
-            self._sums.clear()
+            self._by_port.clear()
             return
         now = self._clock()
         rules = self._rules.setdefault(dpid, {})
@@ -195,45 +199,77 @@ class OwnTraffic:
                 _count(now, rules, entry)
         for key in [key for key, rule in rules.items() if _is_old(rule, now)]:
             del rules[key]
-        self._sums.pop(dpid, None)
+        self._by_port.pop(dpid, None)
 
     def _forget(self, dpid: int) -> None:
         self._rules.pop(dpid, None)
-        self._sums.pop(dpid, None)
+        self._by_port.pop(dpid, None)
 
     def rate(self, now: float, what: Hop | Host, *, to_host: bool) -> Measurement:
         """Return what the orchestrator's own transfers use of a link."""
         if not self._classes:
             reason = "no traffic is declared as the orchestrator's own (PUT own-traffic)"
             return unknown(reason, source=SOURCE, unit=UNIT)
+        return _sum([rule.rate.rate(now) for rule in self._rules_of(what, to_host=to_host)])
+
+    def cross_traffic(self, now: float, what: Hop | Host, used: CounterRate, *, to_host: bool) -> Measurement:
+        """Return what others use of a link that carries `used`: used - own over the same time, at least 0."""
+        whole, own = used.rate(now), self.rate(now, what, to_host=to_host)
+        for name, part in (("own", own), ("used", whole)):
+            if part.reason is not None:
+                return unknown(f"{name} is unknown: {part.reason}", source="derived", unit=UNIT)
+        rules = [rule.rate for rule in self._rules_of(what, to_host=to_host)]
+        window = _window(used, rules)
+        if window is None:
+            return unknown("used is known for too short a time", source="derived", unit=UNIT)
+        start, end = window
+        own_bps = sum(rule.between(start + RULES_LAG_S, end + RULES_LAG_S) for rule in rules)
+        raw = None if whole.raw is None or own.raw is None else max(0.0, whole.raw - own.raw)
+        return Measurement(
+            value=max(0.0, used.between(start, end) - own_bps),
+            raw=raw,
+            samples=whole.samples,
+            age_s=max(0.0, now - end),
+            source="derived",
+            unit=UNIT,
+        )
+
+    def _rules_of(self, what: Hop | Host, *, to_host: bool) -> Sequence[_Rule]:
         if isinstance(what, Hop):
             dpid, out, port = what.dst, False, what.dst_port
         else:
             dpid, out, port = what.dpid, to_host, what.port
-        return _sum(self._rates_at(now, dpid).get((out, port), ()))
-
-    def _rates_at(self, now: float, dpid: int) -> dict[tuple[bool, int], list[Measurement]]:
-        """Return the rates of a switch's rules by port; all links are asked for at one time."""
-        made_at, rates = self._sums.get(dpid, (None, {}))
-        if made_at != now:
-            rates = {}
+        if dpid not in self._by_port:
+            rules = self._by_port[dpid] = {}
             for rule in self._rules.get(dpid, {}).values():
-                rate = rule.rate.rate(now)
-                rates.setdefault((False, rule.in_port), []).append(rate)
-                rates.setdefault((True, rule.out_port), []).append(rate)
-            self._sums[dpid] = now, rates
-        return rates
+                rules.setdefault((False, rule.in_port), []).append(rule)
+                rules.setdefault((True, rule.out_port), []).append(rule)
+        return self._by_port[dpid].get((out, port), ())
+
+
+def _window(used: CounterRate, rules: Sequence[CounterRate]) -> tuple[float, float] | None:
+    """Return the last seconds that the counters of a link and of the rules on it both cover."""
+    if used.span is None:
+        return None
+    first, last = used.span
+    told = [rule.span[1] - RULES_LAG_S for rule in rules if rule.span is not None]
+    end = min(last, max(told, default=last))
+    start = max(first, end - CROSS_WINDOW_S)
+    return (start, end) if end > start else None
 
 
 def _count(now: float, rules: dict[tuple[int, int], _Rule], entry: Any) -> None:
     in_port, out_port = entry.match.get("in_port"), openflow.output_port(entry)
+    duration_s = entry.duration_sec + entry.duration_nsec * 1e-9
     key = entry.cookie, in_port
     rule = rules.get(key)
     if rule is None or rule.out_port != out_port:
         if len(rules) >= MAX_RULES:
             return
         rule = rules[key] = _Rule(in_port=in_port, out_port=out_port)
-    rule.rate.add(now, entry.duration_sec + entry.duration_nsec * 1e-9, entry.byte_count)
+        if 0 < duration_s <= CROSS_WINDOW_S:
+            rule.rate.add(now - duration_s, 0.0, 0)  # it is new: all its bytes are of this time
+    rule.rate.add(now, duration_s, entry.byte_count)
 
 
 def _sum(rates: Sequence[Measurement]) -> Measurement:
@@ -244,25 +280,6 @@ def _sum(rates: Sequence[Measurement]) -> Measurement:
         samples=min((rate.samples for rate in known), default=0),
         age_s=max((rate.age_s for rate in known if rate.age_s is not None), default=None),
         source=SOURCE,
-        unit=UNIT,
-    )
-
-
-def cross_traffic(used: Measurement, own: Measurement) -> Measurement:
-    """Return used - own, at least 0: what others use; unknown when either is."""
-    for name, part in (("own", own), ("used", used)):
-        if part.reason is not None:
-            return unknown(f"{name} is unknown: {part.reason}", source="derived", unit=UNIT)
-    assert used.value is not None
-    assert own.value is not None
-    raw = None if used.raw is None or own.raw is None else max(0.0, used.raw - own.raw)
-    ages = [age for age in (used.age_s, own.age_s) if age is not None]
-    return Measurement(
-        value=max(0.0, used.value - own.value),
-        raw=raw,
-        samples=used.samples,
-        age_s=max(ages, default=None),
-        source="derived",
         unit=UNIT,
     )
 

@@ -23,10 +23,14 @@ class CounterRate:
     """No port carries more: a reply that says so is wrong."""
     UNIT = "bit/s"
     RECENT = 3
+    KEPT = 16
+    """So many counts are kept to tell the rate of a given time."""
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=self.RECENT)
         self._last: tuple[float, int, float] | None = None
+        self._counted: deque[tuple[float, float]] = deque(maxlen=self.KEPT)
+        """When a reply came, and the bytes of all until then."""
         self._surplus_bytes = 0.0
         self._value: float | None = None
         self._raw: float | None = None
@@ -39,16 +43,23 @@ class CounterRate:
         `own_bytes` is the count of those bytes that were packet trains of ours: they are no use of the link.
         """
         previous, self._last = self._last, (duration_s, byte_count, own_bytes)
-        if previous is None or duration_s <= previous[0]:
+        if previous is None or duration_s < previous[0]:
+            self._counted.clear()
+            self._counted.append((now, 0.0))
+            return None
+        if duration_s == previous[0]:
             return None
         delta = byte_count - previous[1]
         if delta < 0:
             if previous[1] < 1 << 63:
+                self._counted.clear()
                 return None
             delta += 1 << 64
-        raw = self._not_ours(delta, own_bytes - previous[2]) * 8 / (duration_s - previous[0])
+        carried = self._not_ours(delta, own_bytes - previous[2])
+        raw = carried * 8 / (duration_s - previous[0])
         if raw > self.MAX_BPS:
             return None
+        self._counted.append((now, carried + (self._counted[-1][1] if self._counted else 0.0)))
         self._raw = raw
         self._recent.append(raw)
         self._value = self._raw if self._value is None else self._smoothed(self._value, self._raw)
@@ -70,6 +81,27 @@ class CounterRate:
     def recent_peak_bps(self) -> float | None:
         """The greatest of the last three samples: a transfer that stalls for a second has not ended."""
         return max(self._recent, default=None)
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """The times between which the counts are kept; None with fewer than two."""
+        return None if len(self._counted) < 2 else (self._counted[0][0], self._counted[-1][0])
+
+    def between(self, start: float, end: float) -> float:
+        """Return the mean rate from `start` to `end`, with nothing before and after the kept counts."""
+        return (self._bytes_until(end) - self._bytes_until(start)) * 8 / (end - start)
+
+    def _bytes_until(self, at: float) -> float:
+        """Return the bytes until then, taken as evenly spread between two replies."""
+        before: tuple[float, float] | None = None
+        for count in self._counted:
+            if count[0] >= at:
+                if before is None:
+                    return count[1]
+                share = (at - before[0]) / (count[0] - before[0])
+                return before[1] + (count[1] - before[1]) * share
+            before = count
+        return before[1] if before is not None else 0.0
 
     def rate(self, now: float) -> Measurement:
         """Return the smoothed rate in bit/s."""

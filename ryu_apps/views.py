@@ -14,7 +14,7 @@ from ryu_apps.goodputs import Goodputs, Transfer
 from ryu_apps.hostcounters import HostCounters, Report
 from ryu_apps.loss import Tally
 from ryu_apps.monitor import Monitor
-from ryu_apps.own_traffic import OwnTraffic, cross_traffic
+from ryu_apps.own_traffic import OwnTraffic
 from ryu_apps.packets import mac_text
 from ryu_apps.paths import Hop, LinkValues, combine
 from ryu_apps.prober import Prober
@@ -139,7 +139,7 @@ class Views:
         """Return the measured values of a link."""
         stream, used_rate, estimator = self._sources(what, to_host)
         used = used_rate.rate(now)
-        cross = cross_traffic(used, self._own_traffic.rate(now, what, to_host=to_host))
+        cross = self._own_traffic.cross_traffic(now, what, used_rate, to_host=to_host)
         estimate = self._trains.estimator(estimator).capacity(now)
         capacity = self._capacities.get(now, link_id) or estimate
         if stream is None:
@@ -180,6 +180,8 @@ class Views:
     def _link(self, now: float, link_id: str, what: Hop | Host, to_host: bool) -> Document:
         values = self.values(now, link_id, what, to_host)
         own = self._own_traffic.rate(now, what, to_host=to_host)
+        _, used_rate, _ = self._sources(what, to_host)
+        cross = self._own_traffic.cross_traffic(now, what, used_rate, to_host=to_host)
         source, target = _endpoints(what, to_host)
         return {
             "id": link_id,
@@ -189,7 +191,7 @@ class Views:
             **{metric: getattr(values, metric).as_json() for metric in METRICS},
             "estimated_capacity_bps": self.estimate(now, what).as_json(),
             "own_bps": own.as_json(),
-            "cross_traffic_bps": cross_traffic(values.used_bps, own).as_json(),
+            "cross_traffic_bps": cross.as_json(),
         }
 
     def all_values(self) -> dict[str, LinkValues]:

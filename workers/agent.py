@@ -328,6 +328,14 @@ class Agent:
         """Serve the orchestrator, whose certificate the channel has verified."""
         if frame.id is None:
             raise RequestRefused("not-served", f"{frame.kind!r} must be a request")
+        reply = self._carry_out(frame)
+        if frame.receipt is None:
+            return reply
+        reply = reply or link.Reply()
+        received = frame.receipt.to_fields(time.monotonic())
+        return link.Reply({**reply.fields, "received": received}, reply.tensors)
+
+    def _carry_out(self, frame: Frame) -> link.Reply | None:
         if frame.kind.startswith("train."):
             self._busy = frame.kind
             try:

@@ -26,6 +26,7 @@ import msgpack
 import numpy as np
 
 from workers.errors import EndOfStream, WireError
+from workers.pace import Pace, Receipt, pace_of, round_trip_s
 
 MAGIC = b"UT"
 VERSION = 1
@@ -61,7 +62,8 @@ Tensor = np.ndarray[Any, np.dtype[Any]]
 class Frame:
     """One message: `fields` are msgpack values with string keys, `tensors` arrays by name.
 
-    A request has an `id`, a reply the `reply_to` of its request, a notification neither.
+    A request has an `id`, a reply the `reply_to` of its request, a notification neither. `receipt` is how
+    fast a received one arrived, where it was large enough to tell.
     """
 
     kind: str
@@ -70,6 +72,7 @@ class Frame:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     id: int | None = None
     reply_to: int | None = None
+    receipt: Receipt | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,9 +320,16 @@ class FrameSocket:
             packed = bytearray(header_len)
             self._read(memoryview(packed))
             header = decode_header(packed, body_len=body_len, max_body_bytes=self.max_body_bytes)
-            tensors = {spec.name: self._read_tensor(spec) for spec in header.tensors}
+            pace = pace_of(body_len)
+            tensors = {spec.name: self._read_tensor(spec, pace) for spec in header.tensors}
+            receipt = pace.receipt(time.monotonic(), round_trip_s(self._sock)) if pace is not None else None
         return Frame(
-            header.kind, fields=header.fields, tensors=tensors, id=header.id, reply_to=header.reply_to
+            header.kind,
+            fields=header.fields,
+            tensors=tensors,
+            id=header.id,
+            reply_to=header.reply_to,
+            receipt=receipt,
         )
 
     def shutdown(self) -> None:
@@ -335,16 +345,16 @@ class FrameSocket:
         with self._write_lock, self._read_lock, self._socket_lock:
             self._sock.close()
 
-    def _read_tensor(self, spec: TensorSpec) -> Tensor:
+    def _read_tensor(self, spec: TensorSpec, pace: Pace | None) -> Tensor:
         try:
             tensor = np.empty(spec.shape, dtype=spec.dtype)
         except MemoryError as error:
             raise WireError(f"tensor {spec.name!r}: no memory for its {spec.size_bytes} bytes") from error
         if tensor.size:
-            self._read(tensor.reshape(-1).view(np.uint8).data)
+            self._read(tensor.reshape(-1).view(np.uint8).data, pace=pace)
         return tensor
 
-    def _read(self, view: memoryview, *, first: bool = False) -> None:
+    def _read(self, view: memoryview, *, first: bool = False, pace: Pace | None = None) -> None:
         """Fill `view`; `first`: it is the start of a frame, so waiting and an ending are no faults."""
         filled = 0
         while filled < len(view):
@@ -366,6 +376,8 @@ class FrameSocket:
                 raise WireError("the connection ended in the middle of a frame")
             filled += count
             self.bytes_received += count
+            if pace is not None:
+                pace.add(count, time.monotonic())
 
     def _write(self, view: memoryview, deadline_s: float | None) -> None:
         while len(view):

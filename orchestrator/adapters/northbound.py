@@ -27,7 +27,7 @@ from orchestrator.ports import Clock, Json, NorthboundStatus
 log = logging.getLogger(__name__)
 
 BASE = "/northbound/v1"
-METRICS = ("delay_s", "loss_ratio", "capacity_bps", "available_bps")
+METRICS = ("delay_s", "loss_ratio", "capacity_bps", "available_bps", "available_to_own_bps")
 _CONNECT_TIMEOUT_S = 3.0
 _READ_TIMEOUT_S = 10.0
 _QUIET_TIMEOUT_S = 25.0  # the controller sends a comment every 10 s

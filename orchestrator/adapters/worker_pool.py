@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.adapters.certificates import Authority, NodeTrust
+from orchestrator.adapters.goodput_reports import Transfers
 from orchestrator.errors import (
     EnrolmentRefused,
     NotFound,
@@ -115,11 +116,13 @@ class LiveWorkerPool:
         *,
         authority: Authority,
         clock: Clock,
+        transfers: Transfers | None = None,
         heartbeat_interval_s: float = HEARTBEAT_INTERVAL_S,
         heartbeat_limit_s: float = HEARTBEAT_LIMIT_S,
     ) -> None:
         self._authority = authority
         self._clock = clock
+        self._transfers = transfers
         self._heartbeat_interval_s = heartbeat_interval_s
         self._heartbeat_limit_s = heartbeat_limit_s
         self._lock = threading.RLock()
@@ -199,6 +202,19 @@ class LiveWorkerPool:
                 found[address] = heartbeat.packets.model_dump()
         return found
 
+    def serving_ends(self) -> tuple[tuple[str, int], ...]:
+        """Give address and data port of the nodes that hold shards: their activations go there."""
+        with self._lock:
+            sessions = tuple(self._sessions.values())
+        named = self.addresses()
+        return tuple(
+            (session.address, session.port)
+            for session in sessions
+            if named.get(session.address) == session.node
+            and session.heartbeat is not None
+            and session.heartbeat.shards
+        )
+
     def request(
         self,
         node: str,
@@ -210,8 +226,9 @@ class LiveWorkerPool:
         timeout_s: float,
     ) -> Answer:
         """Ask `node` and wait; byte counts are those of the tensors."""
-        connection = self._connection(node, channel)
+        connection, address = self._connection(node, channel)
         tensors = tensors or {}
+        started_s = self._clock.monotonic_s()
         try:
             reply = connection.request(kind, fields, tensors, timeout_s=timeout_s)
         except ChannelClosed as error:
@@ -222,10 +239,16 @@ class LiveWorkerPool:
             raise WorkerRefused(f"node {node} refused {kind}: {error.detail}", code=error.code) from error
         except WireError as error:
             raise WorkerError(f"{kind} cannot be sent to node {node}: {error}") from error
+        fields, sent_bytes = dict(reply.fields), _size(tensors)
+        told = fields.pop("received", None)
+        if self._transfers is not None:
+            took_s = self._clock.monotonic_s() - started_s
+            self._transfers.sent(address, told, sent_bytes=sent_bytes, took_s=took_s)
+            self._transfers.received(address, reply.receipt)
         return Answer(
-            fields=dict(reply.fields),
+            fields=fields,
             tensors=dict(reply.tensors),
-            sent_bytes=_size(tensors),
+            sent_bytes=sent_bytes,
             received_bytes=_size(reply.tensors),
         )
 
@@ -290,12 +313,12 @@ class LiveWorkerPool:
             return "has not enrolled yet"
         return self._losses.get(trust.node, "enrolled, but not attached since the orchestrator started")
 
-    def _connection(self, node: str, channel: ChannelName) -> link.Channel:
+    def _connection(self, node: str, channel: ChannelName) -> tuple[link.Channel, str]:
         with self._lock:
             session = self._sessions.get(node)
             if session is None or not session.joined:
                 raise WorkerLost(f"node {node} is not attached: {self._losses.get(node, 'it never was')}")
-            return session.channels[channel]
+            return session.channels[channel], session.address
 
     def _handle(self, channel: link.Channel, frame: Frame) -> link.Reply | None:
         if channel.peer_name is None:

@@ -131,8 +131,8 @@ def check_feasible(problem: Problem, placement: Placement) -> None:
 
 def path_problem(path: PathMetrics) -> str | None:
     """Say why a path cannot be used as a hop, or None if it can."""
-    for name in ("delay_s", "loss_ratio", "available_bps"):
-        measurement = getattr(path, name)
+    needed = {"delay_s": path.delay_s, "loss_ratio": path.loss_ratio, "available_bps": path.usable_bps}
+    for name, measurement in needed.items():
         if measurement.value is None:
             return f"path {path.src} to {path.dst}: {name} is unknown: {measurement.reason}"
     loss = path.loss_ratio.value
@@ -144,8 +144,8 @@ def path_problem(path: PathMetrics) -> str | None:
 
 
 def share_bps(path: PathMetrics) -> float:
-    """Return what a new flow can expect: the available bandwidth, or its fair share of a full link."""
-    available = path.available_bps.value or 0.0
+    """Return what a new flow can expect: the usable bandwidth, or its fair share of a full link."""
+    available = path.usable_bps.value or 0.0
     capacity = path.capacity_bps.value
     return available if capacity is None else max(available, FAIR_SHARE_RATIO * capacity)
 

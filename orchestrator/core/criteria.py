@@ -14,9 +14,10 @@ Read = Callable[[PathMetrics], Measurement]
 def criteria_of(name: str, node: NodeState | None, network: Network, time_s: float | None) -> Criteria:
     """Collect what `name` is scored on, from both directions of its path to the orchestrator.
 
-    Bandwidth is the smaller direction's capacity, not what is free of it: at the end of a round what is in
-    use is mostly the round's own transfer, and a node must not be punished for that. Delay is the mean of
-    the directions, loss the larger. A direction that is unknown is left out; both unknown is unknown.
+    Bandwidth is the smaller direction's capacity less the traffic of others, not what is free of it: at the
+    end of a round what is in use is mostly the round's own transfer, and a node must not be punished for
+    that. Where others' traffic is not told apart it is the capacity. Delay is the mean of the directions,
+    loss the larger. A direction that is unknown is left out; both unknown is unknown.
     """
     paths = (network.path(ORCHESTRATOR, name), network.path(name, ORCHESTRATOR))
     notes: dict[str, str] = {}
@@ -25,10 +26,13 @@ def criteria_of(name: str, node: NodeState | None, network: Network, time_s: flo
         notes["compute"] = f"the compute power of {name} is unknown"
     if time_s is None:
         notes["time"] = f"{name} reported no time"
+    bandwidth = _combine("bandwidth", paths, _bandwidth, min, notes)
+    if bandwidth is not None:
+        notes["bandwidth"] = _basis(paths)
     return Criteria(
         node=name,
         compute=compute,
-        bandwidth=_combine("bandwidth", paths, _bandwidth, min, notes),
+        bandwidth=bandwidth,
         delay=_combine("delay", paths, lambda path: path.delay_s, fmean, notes),
         loss=_combine("loss", paths, lambda path: path.loss_ratio, max, notes),
         time=time_s,
@@ -44,7 +48,18 @@ def criteria_now(
 
 
 def _bandwidth(path: PathMetrics) -> Measurement:
-    return path.capacity_bps if path.capacity_bps.value is not None else path.available_bps
+    found = (path.available_to_own_bps, path.capacity_bps, path.available_bps)
+    return next((measurement for measurement in found if measurement.value is not None), path.capacity_bps)
+
+
+def _basis(paths: tuple[PathMetrics, ...]) -> str:
+    """Say what the bandwidth of the smaller direction is."""
+    known = [path for path in paths if _bandwidth(path).value is not None]
+    path = min(known, key=lambda path: _bandwidth(path).value or 0.0)
+    if path.available_to_own_bps.value is not None:
+        return f"{path.usable_basis}, {path.src} to {path.dst}"
+    what = "capacity" if path.capacity_bps.value is not None else "unused"
+    return f"{what}, {path.src} to {path.dst}; {path.available_to_own_bps.reason}"
 
 
 def _combine(

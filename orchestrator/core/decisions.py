@@ -10,7 +10,7 @@ from orchestrator.core.jsonable import Json, to_json
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CriterionScore:
-    """One criterion of one node: `value` as measured, `oriented` in 0..1 (1 is best), `note` if assumed."""
+    """One criterion of one node: `value` as measured, `oriented` in 0..1 (1 is best), `note` on how."""
 
     value: float | None
     oriented: float

@@ -46,9 +46,16 @@ def unknown(reason: str) -> Measurement:
     return Measurement(value=None, reason=reason)
 
 
+_NOT_TOLD = unknown("own traffic is not told from that of others")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathMetrics:
-    """The measured path from node `src` to node `dst`, one direction."""
+    """The measured path from node `src` to node `dst`, one direction.
+
+    `available_bps` is what is unused; `available_to_own_bps` what the orchestrator's own transfers have
+    between them, running or not: capacity less the traffic of others.
+    """
 
     src: str
     dst: str
@@ -56,16 +63,32 @@ class PathMetrics:
     loss_ratio: Measurement
     capacity_bps: Measurement
     available_bps: Measurement
+    available_to_own_bps: Measurement = _NOT_TOLD
     links: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("delay_s", "loss_ratio", "capacity_bps", "available_bps"):
+        for name in ("delay_s", "loss_ratio", "capacity_bps", "available_bps", "available_to_own_bps"):
             value = getattr(self, name).value
             if value is not None and value < 0:
                 raise InvalidValue(f"path {self.src} to {self.dst}: {name} is {value:g}, must be at least 0")
         loss = self.loss_ratio.value
         if loss is not None and loss > 1:
             raise InvalidValue(f"path {self.src} to {self.dst}: loss_ratio is {loss:g}, must be at most 1")
+
+    @property
+    def usable_bps(self) -> Measurement:
+        """Return what own transfers can have, so that a node in use does not look slow for being in use.
+
+        Where own traffic is not told from that of others, it is what is unused.
+        """
+        return self.available_bps if self.available_to_own_bps.value is None else self.available_to_own_bps
+
+    @property
+    def usable_basis(self) -> str:
+        """Say what `usable_bps` is, for a record."""
+        if self.available_to_own_bps.value is not None:
+            return "capacity less the traffic of others"
+        return f"unused, own traffic counted as others': {self.available_to_own_bps.reason}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -159,7 +159,7 @@ def _record(node: Criteria, value: float, rank: int, oriented: Floats) -> NodeSc
 
 def _note(node: Criteria, name: str) -> str | None:
     if getattr(node, name) is not None:
-        return None
+        return node.notes.get(name)
     reason = node.notes.get(name, "unknown")
     return f"{reason}; counted as the worst of the scored set"
 

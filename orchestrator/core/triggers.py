@@ -161,11 +161,12 @@ def _nodes(placement: Placement, nodes: dict[str, NodeState], thresholds: Thresh
 def _bandwidth(placement: Placement, network: Network, thresholds: Thresholds) -> list[Crossing]:
     found = []
     for src, dst in placement.hops:
-        available = network.path(src, dst).available_bps.value
+        path = network.path(src, dst)
+        available = path.usable_bps.value
         if available is not None and available < thresholds.available_bps:
             reason = (
                 f"{src} to {dst} has {available / 1e6:.3g} Mbit/s available, "
-                f"less than {thresholds.available_bps / 1e6:.3g}"
+                f"less than {thresholds.available_bps / 1e6:.3g} ({path.usable_basis})"
             )
             where = f"{src}->{dst}"
             found.append(_crossing(BANDWIDTH, available, thresholds.available_bps, "bit/s", where, reason))

@@ -56,6 +56,8 @@ def describe_route(placement: Placement, nodes: Iterable[NodeState], network: Ne
                 "delay_s": path.delay_s.value,
                 "loss_ratio": path.loss_ratio.value,
                 "available_bps": path.available_bps.value,
+                "available_to_own_bps": path.available_to_own_bps.value,
+                "bandwidth_basis": path.usable_basis,
             }
         )
     used: dict[str, Json] = {

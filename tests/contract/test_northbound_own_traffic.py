@@ -138,6 +138,44 @@ def test_what_own_transfers_can_have_is_not_reduced_by_themselves(client: Client
     assert link["available_to_own_bps"]["value"] == pytest.approx(18e6)
 
 
+@pytest.mark.parametrize("phase_s", [0.0, 0.2, 0.5, 0.8])
+def test_a_transfer_that_has_just_begun_is_hardly_taken_for_that_of_others(
+    client: Client, phase_s: float
+) -> None:
+    """Rules are read in another phase than ports, and what they tell is a quarter of a second old."""
+    declare(client)
+    world, began = client.world, client.world.now + 8.0
+    port = world.parts.monitor.sent(4, 11)
+    worst = 0.0
+    for tenth in range(150):
+        world.now += 0.1
+        if tenth % 10 == 3:
+            sent = max(0.0, world.now - began) * 1_000_000
+            port.add(world.now, 50.0 + world.now, int(sent))
+        if tenth % 10 == int(phase_s * 10):
+            sent = max(0.0, world.now - 0.25 - began) * 1_000_000
+            rule = entry(cookie=9, in_port=2, out_port=11, seconds=tenth // 10 + 10, sent=int(sent))
+            world.parts.own_traffic.counted(4, [rule])
+        if tenth > 40:
+            worst = max(worst, client.get(f"{BASE}/links/{TO_H4}")["cross_traffic_bps"]["value"])
+    assert client.get(f"{BASE}/links/{TO_H4}")["own_bps"]["value"] == pytest.approx(8e6, rel=0.2)
+    assert worst < 0.1 * 8e6
+
+
+def test_what_a_new_rule_carried_before_it_was_first_read_counts(client: Client) -> None:
+    declare(client)
+    world = client.world
+    for second in range(4):
+        world.now += 1.0
+        world.parts.monitor.sent(4, 11).add(world.now, 50.0 + second, max(0, second - 1) * 1_000_000)
+        if second >= 2:
+            rule = entry(cookie=9, in_port=2, out_port=11, seconds=second - 1, sent=(second - 1) * 1_000_000)
+            world.parts.own_traffic.counted(4, [rule])
+    link = client.get(f"{BASE}/links/{TO_H4}")
+    assert link["own_bps"]["value"] == pytest.approx(8e6)
+    assert link["cross_traffic_bps"]["value"] < 0.1 * 8e6
+
+
 def test_traffic_of_other_ports_is_not_the_orchestrators(client: Client) -> None:
     declare(client)
     carry(client, own_bps=6e6, port=80)

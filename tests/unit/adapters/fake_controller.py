@@ -32,6 +32,7 @@ def path(src, dst, *, delay_s=0.02, loss_ratio=0.001, capacity_bps=16e6, availab
         "capacity_bps": measurement(capacity_bps, unit="bit/s", source="packet_train"),
         "used_bps": measurement(capacity_bps - available_bps, unit="bit/s", source="counters"),
         "available_bps": measurement(available_bps, unit="bit/s", source="derived"),
+        "available_to_own_bps": measurement(capacity_bps, unit="bit/s", source="derived"),
     }
 
 

@@ -7,7 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from orchestrator.adapters.counter_reports import CounterReports
+from orchestrator.adapters.counter_reports import WHAT, counter_reports
+from orchestrator.adapters.telling import Telling
 
 COUNTERS = {"198.18.1.1": {"at": 1800000000.5, "rx_packets": 30, "tx_packets": 20}}
 
@@ -57,7 +58,8 @@ def start():
     running = []
 
     def start(url, counters):
-        reports = CounterReports(url=url, token="secret", counters=lambda: counters, interval_s=0.01)
+        tell = counter_reports(lambda: counters)
+        reports = Telling(url=url, token="secret", what=WHAT, tell=tell, interval_s=0.01)
         reports.start()
         running.append(reports)
         return reports
