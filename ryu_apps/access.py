@@ -49,6 +49,16 @@ class Access:
         if not hmac.compare_digest(given.encode(), self.token.encode()):
             raise UnauthorizedError("the token is not this controller's", error="invalid_token")
 
+    def knows(self, authorization: str | None) -> bool:
+        """Tell whether a request has the token, where none is needed."""
+        try:
+            given = _given(authorization)
+        except BadRequestError:
+            return False
+        return None not in (given, self.token) and hmac.compare_digest(
+            str(given).encode(), str(self.token).encode()
+        )
+
 
 def _given(authorization: str | None) -> str | None:
     """Return the token of an Authorization header, None if it has another scheme."""

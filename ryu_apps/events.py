@@ -25,8 +25,10 @@ MAX_QUEUED = 1000
 class Reader:
     """One reader's queue of encoded events."""
 
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self._wake = wake
+    def __init__(self, wake: Callable[[], None], *, known: bool = False) -> None:
+        """Make one that is woken by `wake` when there is something; `known`: it showed the token."""
+        self.wake = wake
+        self.known = known
         self._queue: deque[bytes] = deque()
         self.overrun = False
 
@@ -39,7 +41,7 @@ class Reader:
             self._queue.clear()
         else:
             self._queue.append(event)
-        self._wake()
+        self.wake()
 
     def take(self) -> bytes:
         """Return everything queued, as one piece; empty when there is nothing."""

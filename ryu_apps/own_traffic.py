@@ -34,6 +34,9 @@ CROSS_WINDOW_S = 3.0
 """What is compared with what the link carried: means over so long, until both are known."""
 RULES_LAG_S = 0.25
 """Rules' counters are up to 0.5 s behind those of ports (Open vSwitch's revalidators)."""
+QUEUE_S = 4.0
+"""So long own packets may wait in a switch's queue to a host: rules count before it, ports behind it."""
+QUEUE_STEP_S = 0.5
 SOURCE = "flow_counters"
 UNIT = "bit/s"
 
@@ -223,7 +226,9 @@ class OwnTraffic:
         if window is None:
             return unknown("used is known for too short a time", source="derived", unit=UNIT)
         start, end = window
-        own_bps = sum(rule.between(start + RULES_LAG_S, end + RULES_LAG_S) for rule in rules)
+        own_bps = _rate_of(rules, start, end)
+        if isinstance(what, Host) and to_host and rules:
+            own_bps += _waiting_bits(used, rules, start) / (end - start)
         raw = None if whole.raw is None or own.raw is None else max(0.0, whole.raw - own.raw)
         return Measurement(
             value=max(0.0, used.between(start, end) - own_bps),
@@ -256,6 +261,23 @@ def _window(used: CounterRate, rules: Sequence[CounterRate]) -> tuple[float, flo
     end = min(last, max(told, default=last))
     start = max(first, end - CROSS_WINDOW_S)
     return (start, end) if end > start else None
+
+
+def _rate_of(rules: Sequence[CounterRate], start: float, end: float) -> float:
+    return sum(rule.between(start + RULES_LAG_S, end + RULES_LAG_S) for rule in rules)
+
+
+def _waiting_bits(used: CounterRate, rules: Sequence[CounterRate], at: float) -> float:
+    """Return what of own traffic was counted by its rules and had not left the port at that time.
+
+    The most by which it has outrun what left, since whatever moment (Lindley's recursion, written out). What
+    the queue dropped is in it, too, and so leaves it after QUEUE_S only.
+    """
+    assert used.span is not None
+    steps = int(min(QUEUE_S, at - used.span[0]) / QUEUE_STEP_S)
+    since = [(at - step * QUEUE_STEP_S, step * QUEUE_STEP_S) for step in range(1, steps + 1)]
+    outrun = (seconds * (_rate_of(rules, then, at) - used.between(then, at)) for then, seconds in since)
+    return max(0.0, *outrun, 0.0)
 
 
 def _count(now: float, rules: dict[tuple[int, int], _Rule], entry: Any) -> None:

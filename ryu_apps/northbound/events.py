@@ -13,23 +13,41 @@ from ryu_apps.northbound.routes import BASE, Answer, Api, Request, Route
 from ryu_apps.northbound.schemas import TEXT, Schema
 
 MAX_READERS = 64
+MAX_STRANGERS = 48
+"""Of these, so many without the token, where there is one: who has it always finds room."""
 KEEP_ALIVE_S = 10.0
 SLOW_READER_S = 30.0
 
 
 def _events(api: Api, request: Request) -> Response:
-    if len(api.events.readers) >= MAX_READERS:
-        raise OverloadedError(f"{MAX_READERS} readers follow the events already; close one of them")
+    known = api.access.knows(request.headers.get("Authorization"))
+    _find_room(api, known=known)
     request.environ["eventlet.minimum_write_chunk_size"] = 1
     _limit_writes(request)
     headers = [("Content-Type", "text/event-stream; charset=utf-8"), ("Cache-Control", "no-store")]
-    return Response(app_iter=_stream(api.events), headerlist=headers)
+    return Response(app_iter=_stream(api.events, known=known), headerlist=headers)
 
 
-def _stream(events: EventStream) -> Iterator[bytes]:
+def _find_room(api: Api, *, known: bool) -> None:
+    """Refuse a reader that would be one too many.
+
+    Raises:
+        OverloadedError: all places are taken; those of readers that are gone will be free in a moment.
+    """
+    readers = api.events.readers
+    strangers = sum(1 for reader in readers if not reader.known)
+    if len(readers) < MAX_READERS and (known or api.access.token is None or strangers < MAX_STRANGERS):
+        return
+    for reader in readers:
+        reader.wake()  # they write, and notice who is gone
+    what = f"{len(readers)} readers follow the events already, {strangers} of them without the token"
+    raise OverloadedError(f"{what}; close one of them, and try again in a second")
+
+
+def _stream(events: EventStream, *, known: bool) -> Iterator[bytes]:
     """Yield events as they happen, until the reader goes away or falls behind."""
     woken = hub.Event()
-    reader = Reader(wake=woken.set)
+    reader = Reader(wake=woken.set, known=known)
     events.readers.add(reader)
     try:
         yield b": utopia northbound events\n\n"

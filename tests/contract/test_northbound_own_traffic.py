@@ -162,6 +162,28 @@ def test_a_transfer_that_has_just_begun_is_hardly_taken_for_that_of_others(
     assert worst < 0.1 * 8e6
 
 
+def test_what_waits_in_the_queue_to_a_host_is_still_the_orchestrators(client: Client) -> None:
+    """Rules count 1.5 MB within a second, the port sends it in three; then others send half as fast."""
+    declare(client)
+    world, began = client.world, client.world.now + 6.0
+    port = world.parts.monitor.sent(4, 11)
+    shown = []
+    for tenth in range(200):
+        world.now += 0.1
+        since = max(0.0, world.now - began)
+        others = max(0.0, since - 7.0) * 250_000
+        if tenth % 9 == 3:
+            port.add(world.now, 50.0 + world.now, int(min(since, 3.0) * 500_000 + others))
+        if tenth % 10 == 7:
+            sent = int(min(max(0.0, since - 0.25), 1.0) * 1_500_000)
+            rule = entry(cookie=9, in_port=2, out_port=11, seconds=tenth // 10 + 10, sent=sent)
+            world.parts.own_traffic.counted(4, [rule])
+        if tenth > 40:
+            shown.append(client.get(f"{BASE}/links/{TO_H4}")["cross_traffic_bps"]["value"])
+    assert max(shown[:85]) < 0.15 * 4e6
+    assert shown[-1] == pytest.approx(2e6, rel=0.05)
+
+
 def test_what_a_new_rule_carried_before_it_was_first_read_counts(client: Client) -> None:
     declare(client)
     world = client.world

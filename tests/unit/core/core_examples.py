@@ -14,6 +14,7 @@ from orchestrator.core.model import (
     NodeState,
     PathMetrics,
     network,
+    unknown,
 )
 
 
@@ -29,7 +30,9 @@ def a_path(
     loss_ratio: float = 0.0,
     available_bps: float = 1e7,
     capacity_bps: float | None = None,
+    available_to_own_bps: float | None = None,
 ) -> PathMetrics:
+    told = unknown("nothing is declared") if available_to_own_bps is None else known(available_to_own_bps)
     return PathMetrics(
         src=src,
         dst=dst,
@@ -37,6 +40,7 @@ def a_path(
         loss_ratio=known(loss_ratio),
         capacity_bps=known(capacity_bps if capacity_bps is not None else available_bps),
         available_bps=known(available_bps),
+        available_to_own_bps=told,
     )
 
 

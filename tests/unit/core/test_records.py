@@ -75,6 +75,23 @@ def test_bandwidth_falls_back_to_what_is_available_where_no_capacity_is_known() 
     assert criteria_of("h1", None, network(0.0, [path]), None).bandwidth == 3e6
 
 
+def test_a_node_that_is_busy_with_our_own_transfer_is_not_slow_for_that() -> None:
+    there = a_path("orch", "h1", available_bps=0.0, capacity_bps=8e6, available_to_own_bps=7e6)
+    back = a_path("h1", "orch", available_bps=8e6, capacity_bps=8e6, available_to_own_bps=8e6)
+    found = criteria_of("h1", None, network(0.0, [there, back]), None)
+    assert found.bandwidth == 7e6
+    assert found.notes["bandwidth"] == "capacity less the traffic of others, orch to h1"
+    score = score_nodes([found, replace(found, node="h2")], Weights(), "euclidean")[0]
+    assert score.criteria["bandwidth"].note == found.notes["bandwidth"]
+
+
+def test_where_own_traffic_is_not_told_apart_the_record_says_why() -> None:
+    path = a_path("orch", "h1", available_bps=1e6, capacity_bps=8e6)
+    found = criteria_of("h1", None, network(0.0, [path]), None)
+    assert found.bandwidth == 8e6
+    assert found.notes["bandwidth"] == "capacity, orch to h1; nothing is declared"
+
+
 def test_a_measurement_is_a_finite_value_or_a_reason() -> None:
     assert known(0.0).value == 0.0
     with pytest.raises(InvalidValue, match="needs a reason"):

@@ -70,6 +70,19 @@ def test_each_trigger_names_what_crossed(values: dict[str, object], expected: li
     assert triggers_of(**values) == expected
 
 
+def test_a_deployments_own_activations_do_not_trigger_its_move() -> None:
+    busy = a_network(["a", "b"], available_bps=1e6, available_to_own_bps=99e6)
+    assert triggers_of(network=busy) == []
+
+
+def test_the_traffic_of_others_triggers_a_move_and_the_record_says_so() -> None:
+    crowded = a_network(["a", "b"], available_bps=1e6, available_to_own_bps=40e6)
+    nodes = (a_node("a", trusted=True), a_node("b"))
+    found = crossings(RING, nodes, crowded, None, Thresholds())
+    assert [crossing.value for crossing in found] == [40e6, 40e6]
+    assert "capacity less the traffic of others" in found[0].reason
+
+
 def test_failures_and_privacy_are_urgent_and_slowness_is_not() -> None:
     assert not is_urgent([HIGH_LATENCY])
     assert is_urgent([HIGH_LATENCY, replace(HIGH_LATENCY, trigger="node-loss")])

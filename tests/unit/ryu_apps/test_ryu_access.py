@@ -33,6 +33,13 @@ def test_the_token_opens_everything(header: str) -> None:
             access.check(header, writes=writes)
 
 
+def test_who_has_the_token_is_known_even_where_none_is_needed() -> None:
+    assert OPEN.knows(f"Bearer {TOKEN}")
+    for header in (None, "", "Bearer", "Bearer wrong", "Bearer \u00e9", f"Basic {TOKEN}"):
+        assert not OPEN.knows(header)
+    assert not MUTE.knows(f"Bearer {TOKEN}")
+
+
 def test_reads_need_no_token_unless_they_do() -> None:
     for access in (OPEN, MUTE):
         access.check(None, writes=False)
