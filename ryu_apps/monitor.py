@@ -17,6 +17,8 @@ LOG = logging.getLogger(__name__)
 
 MAX_ASKED = 64
 """So many single counts may be outstanding; then the oldest is forgotten."""
+MAX_POLLS = 4
+"""So many polls of one switch may be outstanding."""
 
 
 @dataclass(slots=True)
@@ -47,7 +49,6 @@ class _PortCounters:
         self.tx = CounterRate()
         self.rx = CounterRate()
         self.own = _OwnBytes()
-        self.own_when_asked = _OwnBytes()
         self.totals: dict[str, int] = {}
 
 
@@ -67,14 +68,19 @@ class Monitor:
         self._sleep = sleep
         self._ports: dict[tuple[int, int], _PortCounters] = {}
         self._asked: dict[tuple[int, int], tuple[_OwnBytes, Callable[[PortCount], None]]] = {}
+        self._polls: dict[int, dict[int, dict[int, _OwnBytes]]] = {}
+        """By switch and transaction, what each port had seen of our trains when it was asked."""
         self.readers: dict[tuple[int, int], PortReader] = {}
         """Who is told of every reply about a port."""
         signals.connect(Change.PORT_UP, self._port_up)
         signals.connect(Change.PORT_DOWN, self._port_down)
+        signals.connect(Change.SWITCH_DOWN, lambda switch: self._polls.pop(switch.dpid, None))
 
     def _port_up(self, change: tuple[Switch, Port]) -> None:
         switch, port = change
         self._ports[switch.dpid, port.number] = _PortCounters()
+        for poll in self._polls.get(switch.dpid, {}).values():
+            poll.pop(port.number, None)
 
     def _port_down(self, change: tuple[Switch, Port]) -> None:
         switch, port = change
@@ -85,20 +91,25 @@ class Monitor:
         while True:
             switches = list(self._network.switches.values())
             for switch in switches:
-                self._ask(switch)
+                self.poll(switch)
                 self._sleep(self._interval_s / len(switches))
             if not switches:
                 self._sleep(self._interval_s)
 
-    def _ask(self, switch: Switch) -> None:
+    def poll(self, switch: Switch) -> None:
         """Ask for a switch's counters; they will hold the trains that were sent to it before."""
         if openflow.congested(switch.datapath):
             return
-        for number in switch.ports:
-            counters = self._ports.get((switch.dpid, number))
-            if counters is not None:
-                counters.own_when_asked = replace(counters.own)
-        switch.datapath.send_msg(openflow.port_stats_request(switch.datapath))
+        request = openflow.port_stats_request(switch.datapath)
+        polls = self._polls.setdefault(switch.dpid, {})
+        while len(polls) >= MAX_POLLS:
+            del polls[next(iter(polls))]
+        polls[request.xid] = {
+            number: replace(self._ports[switch.dpid, number].own)
+            for number in switch.ports
+            if (switch.dpid, number) in self._ports
+        }
+        switch.datapath.send_msg(request)
 
     def count(self, dpid: int, port: int, take: Callable[[PortCount], None]) -> None:
         """Have a port's counters of this moment handed to `take`; it is not called if no reply comes."""
@@ -112,7 +123,11 @@ class Monitor:
         switch.datapath.send_msg(request)
 
     def replied(self, now: float, dpid: int, transaction: int, body: list[Any]) -> None:
-        """Take a counter reply in; the packet trains of ours that it holds are left out."""
+        """Take a counter reply in; the packet trains of ours that it holds are left out.
+
+        Only replies to the regular polls make rates: their intervals are even, and what was ours is known for
+        the moment of the request. Somebody else's request for one port is for the readers alone.
+        """
         self._tell(now, dpid, body)
         asked = self._asked.pop((dpid, transaction), None)
         if asked is not None:
@@ -120,14 +135,14 @@ class Monitor:
             for entry in body[:1]:
                 take(_count(entry, own))
             return
+        polled = self._polls.get(dpid, {}).get(transaction, {})
         for entry in body:
-            counters = self._ports.get((dpid, entry.port_no))
-            if counters is None:
+            counters, own_bytes = self._ports.get((dpid, entry.port_no)), polled.get(entry.port_no)
+            if counters is None or own_bytes is None:
                 continue
             duration_s = entry.duration_sec + entry.duration_nsec * 1e-9
-            own = counters.own_when_asked
-            counters.tx.add(now, duration_s, entry.tx_bytes, own.tx)
-            counters.rx.add(now, duration_s, entry.rx_bytes, own.rx)
+            counters.tx.add(now, duration_s, entry.tx_bytes, own_bytes.tx)
+            counters.rx.add(now, duration_s, entry.rx_bytes, own_bytes.rx)
             counters.totals = {
                 "of_port_tx_bytes": entry.tx_bytes,
                 "of_port_rx_bytes": entry.rx_bytes,

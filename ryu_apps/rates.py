@@ -68,9 +68,12 @@ class CounterRate:
         return self._raw
 
     def _not_ours(self, delta: int, own_delta: float) -> float:
-        """Return delta - own; what would be negative (a train seen before its count) is owed by the next."""
+        """Return delta - own; what would be negative (a train seen before its count) is owed by the next.
+
+        It is owed once: what the next reply does not hold either was lost on the way.
+        """
         others = delta - own_delta - self._surplus_bytes
-        self._surplus_bytes = max(0.0, -others)
+        self._surplus_bytes = min(max(0.0, -others), max(0.0, own_delta))
         return max(0.0, others)
 
     def _smoothed(self, value: float, raw: float) -> float:

@@ -93,7 +93,9 @@ def test_port_counters_have_the_names_and_labels_of_gauge(client: Client) -> Non
         tx_bytes = rx_bytes = tx_packets = rx_packets = 7
         tx_dropped = rx_dropped = tx_errors = rx_errors = 0
 
-    client.world.parts.monitor.replied(client.world.now, 1, 0, [Entry()])
+    world = client.world
+    world.parts.monitor.poll(world.parts.network.switches[1])
+    world.parts.monitor.replied(world.now, 1, world.switches[1].polls[-1], [Entry()])
     parsed = list(text_string_to_metric_families(client.ask("/metrics").text))
     ports = {family.name: family.samples for family in parsed if family.name.startswith("of_port_")}
     assert set(ports) == GAUGE_NAMES

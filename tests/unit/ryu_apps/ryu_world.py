@@ -60,6 +60,8 @@ class FakeSwitch:
     """Output port by priority and match."""
     table: dict[tuple[int, frozenset[Any]], Any] = field(default_factory=dict)
     """The message that wrote each rule, those for measuring included."""
+    polls: list[int] = field(default_factory=list)
+    """The transactions of the requests for the counters of all ports."""
     lists_rules: bool = True
     transactions: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     answers_barriers: bool = True
@@ -80,6 +82,9 @@ class FakeSwitch:
                 self.world.mail.append(
                     lambda: self.world.parts.forwarding.barrier_arrived(self.id, message.xid)
                 )
+        elif isinstance(message, ofproto_v1_3_parser.OFPPortStatsRequest):
+            if message.port_no == ofproto_v1_3.OFPP_ANY:
+                self.polls.append(message.xid)
         elif isinstance(message, ofproto_v1_3_parser.OFPFlowMod):
             self._change(message)
         elif isinstance(message, ofproto_v1_3_parser.OFPFlowStatsRequest) and self.lists_rules:

@@ -233,7 +233,8 @@ def test_counters_that_never_come_make_values_unknown_with_a_reason(world: World
     )
     for second in range(3):
         entry.duration_sec = 100 + second
-        counters.replied(world.now + second, 1, 0, [entry])
+        counters.poll(world.parts.network.switches[1])
+        counters.replied(world.now + second, 1, world.switches[1].polls[-1], [entry])
     assert counters.sent(1, 2).rate(world.now + 3).value == 0
     stale = counters.sent(1, 2).rate(world.now + 30)
     assert stale.value is None

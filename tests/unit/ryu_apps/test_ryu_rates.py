@@ -63,6 +63,14 @@ def test_a_train_that_is_known_before_it_is_counted_is_taken_off_the_next_interv
     assert counter.add(2.0, 102.0, 450_000, 200_000) == pytest.approx(2_000_000)
 
 
+def test_what_a_train_lost_on_its_way_is_not_owed_for_ever() -> None:
+    counter = CounterRate()
+    counter.add(0.0, 100.0, 0, 0)
+    assert counter.add(1.0, 101.0, 0, 500_000) == 0.0
+    assert counter.add(2.0, 102.0, 125_000, 500_000) == 0.0
+    assert counter.add(3.0, 103.0, 250_000, 500_000) == pytest.approx(1_000_000)
+
+
 def test_noise_is_smoothed_but_a_doubled_rate_shows_after_two_replies() -> None:
     counter = CounterRate()
     counter.add(0.0, 0.0, 0)
