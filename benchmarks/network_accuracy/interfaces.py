@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.network_accuracy.northbound import Northbound
+from benchmarks.network_accuracy.train_frames import TrainFrames
 
 _INTERVAL_S = 0.5
 _REFUSED = (404, 405, 501)
@@ -26,9 +27,31 @@ class Reading:
     rx_packets: int
     tx_bytes: int
     tx_packets: int
+    train_rx_bytes: int
+    train_tx_bytes: int
+
+    def rates_since(self, before: Reading) -> Rates:
+        """Return the rates between two readings."""
+        span_s = self.at - before.at
+        return Rates(
+            received_bps=8 * (self.rx_bytes - before.rx_bytes) / span_s,
+            sent_bps=8 * (self.tx_bytes - before.tx_bytes) / span_s,
+            trains_received_bps=8 * (self.train_rx_bytes - before.train_rx_bytes) / span_s,
+            trains_sent_bps=8 * (self.train_tx_bytes - before.train_tx_bytes) / span_s,
+        )
 
 
-def read(pid: int) -> Reading:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """What a host received and sent, and how much of it was the controller's packet trains."""
+
+    received_bps: float
+    sent_bps: float
+    trains_received_bps: float
+    trains_sent_bps: float
+
+
+def read(pid: int, trains: tuple[TrainFrames, TrainFrames]) -> Reading:
     """Read the counters of the interface in the namespace of `pid`."""
     lines = Path(f"/proc/{pid}/net/dev").read_text(encoding="ascii").splitlines()[2:]
     name_and_fields = (line.partition(":") for line in lines)
@@ -39,6 +62,8 @@ def read(pid: int) -> Reading:
         rx_packets=int(fields[1]),
         tx_bytes=int(fields[8]),
         tx_packets=int(fields[9]),
+        train_rx_bytes=trains[0].count_bytes(),
+        train_tx_bytes=trains[1].count_bytes(),
     )
 
 
@@ -51,6 +76,13 @@ class Watch:
         self._readings: dict[str, list[Reading]] = {name: [] for name in hosts}
         self.reported = report
         """Whether the controller takes the hosts' counters; False once it has refused."""
+        self._trains = {
+            name: (
+                TrainFrames(host["netns"], f"{name}-eth0", outgoing=False),
+                TrainFrames(host["netns"], f"{name}-eth0", outgoing=True),
+            )
+            for name, host in hosts.items()
+        }
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="interfaces", daemon=True)
         self._thread.start()
@@ -60,7 +92,7 @@ class Watch:
         while not self._stopping.wait(_INTERVAL_S):
             turn += 1
             for name, host in self._hosts.items():
-                reading = read(int(host["pid"]))
+                reading = read(int(host["pid"]), self._trains[name])
                 self._readings[name].append(reading)
                 if self.reported and turn % 2 == 0:
                     self._report(host["ip"], reading)
@@ -70,19 +102,17 @@ class Watch:
         if self._northbound.put(f"/hosts/{ip}/counters", body) in _REFUSED:
             self.reported = False
 
-    def rates_bps(self, host: str, since: float, until: float) -> tuple[float, float] | None:
-        """Return the rates that arrived at and left a host in a span of Unix time; None if not covered."""
+    def rates_bps(self, host: str, since: float, until: float) -> Rates | None:
+        """Return what arrived at and left a host in a span of Unix time; None if not covered."""
         readings = [item for item in self._readings[host] if since - _INTERVAL_S <= item.at <= until + 0.1]
         if len(readings) < 2:
             return None
-        first, last = readings[0], readings[-1]
-        span_s = last.at - first.at
-        return (
-            8 * (last.rx_bytes - first.rx_bytes) / span_s,
-            8 * (last.tx_bytes - first.tx_bytes) / span_s,
-        )
+        return readings[-1].rates_since(readings[0])
 
     def close(self) -> None:
         """Stop."""
         self._stopping.set()
         self._thread.join()
+        for pair in self._trains.values():
+            for trains in pair:
+                trains.close()

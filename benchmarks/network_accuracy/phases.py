@@ -7,10 +7,11 @@ read, both ways, and its links; beside them stand, for the same moment:
   directions' northbound delays (one-way seconds). A ping cannot tell the directions apart; so `link_delay`
   compares every direction of every link with the emulator's configuration (idle only: load adds queues).
   One link between switches is made asymmetric for that.
-- `bandwidth`: the true capacity of the path less the traffic on it, against `available_bps`. Loaded, the
-  traffic is what the receiver's interface counted over the last 2 s (towards `orch`: what the host sent times
-  1 - loss). Idle, it is the pings alone: the controller's own packet trains give way to traffic; what they
-  take is in `counted_bps`, of which the figure `bandwidth_error_p95_counting_trains` is made.
+- `bandwidth`: the true capacity of the path less the traffic on it, against `available_bps`. The traffic is
+  what the receiver's interface counted over the last 2 s (towards `orch`: what the host sent times 1 - loss),
+  less the controller's own packet trains, which give way to traffic: a filter at the host counts them
+  (train_frames.py). `counted_bps`, of which the figure `bandwidth_error_p95_counting_trains` is made, takes
+  them for traffic.
 - `capacity`: the configured rate of the access link against `estimated_capacity_bps`, once, at the end.
 - `loss`: the configured loss against `loss_ratio` and its interval, once: idle at the end (the controller's
   window of 60 s is full), loaded at the end, that is `after_s` seconds after the traffic began.

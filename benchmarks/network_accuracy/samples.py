@@ -15,7 +15,6 @@ from topologies import userspace_switch
 
 Row = dict[str, Any]
 PING_INTERVAL_S = 0.2
-PING_BPS = 8 * 98 / PING_INTERVAL_S
 TRUTH_SPAN_S = 2.0
 REFRESHED = ("delay_s", "used_bps")
 
@@ -62,13 +61,17 @@ class Samples:
         if rates is None:
             return
         capacity = self._world.rate_bps(host)
-        counted = {("orch", host): rates[0], (host, "orch"): rates[1] * (1 - plan.LOSS_RATIO)}
+        arrives = 1 - plan.LOSS_RATIO
+        counted = {
+            ("orch", host): (rates.received_bps, rates.trains_received_bps),
+            (host, "orch"): (rates.sent_bps * arrives, rates.trains_sent_bps * arrives),
+        }
         switch = self._world.access_ids(host)[1].split("-")[0]
         port = (classic or {"ports": {}})["ports"].get(switch)
-        for (pair, used), path in zip(counted.items(), (there, here), strict=True):
+        for (pair, (used, trains)), path in zip(counted.items(), (there, here), strict=True):
             self._bandwidths[pair].append(
                 {
-                    "truth_bps": max(0.0, capacity - (PING_BPS if self._phase == "idle" else used)),
+                    "truth_bps": max(0.0, capacity - (used - trains)),
                     "counted_bps": max(0.0, capacity - used),
                     "measured_bps": path["available_bps"]["value"],
                     "classic_bps": None if port is None else port["free_bps"],
