@@ -18,6 +18,10 @@ MORE = 25.0
 LESS = 0.85
 """What is left of the rate after a second that cost too much."""
 CPU_WINDOW_S = 5.0
+LEAST_WINDOW_S = 1.5
+"""The share of a processor is told over the last seconds at one rate, and over so many at least."""
+NEAR = 0.9
+"""Nothing is added where the processor's share comes so near to what is allowed."""
 LATE_TURN_S = 0.02
 LATE_SWITCH_S = 0.004
 
@@ -53,20 +57,31 @@ class ProbeBudget:
         self._spent.append(cost)
         while self._spent[0].at < cost.at - CPU_WINDOW_S:
             self._spent.popleft()
-        self.reason = self._too_much(cost)
-        if self.reason is not None:
+        share = self._share()
+        too_much = self._too_much(cost, share)
+        if too_much is not None:
+            self.reason = too_much
             self.rate = max(min(LEAST_RATE, self._most_rate), LESS * self.rate)
-        elif wanted_rate > self.rate:
-            self.rate = min(self._most_rate, self.rate + MORE)
+            self._spent = deque([cost])
+        elif share is not None:
+            self.reason = self._says(share) if share > NEAR * self._cpu_share else None
+            if self.reason is None and wanted_rate > self.rate:
+                self.rate = min(self._most_rate, self.rate + MORE)
 
-    def _too_much(self, cost: Cost) -> str | None:
-        first = self._spent[0]
-        span_s = cost.at - first.at
-        share = (cost.cpu_s - first.cpu_s) / span_s if span_s > 0 else 0.0
-        if share > self._cpu_share:
-            return f"the controller takes {share:.2f} of a processor core, {self._cpu_share:g} are allowed"
+    def _share(self) -> float | None:
+        """Return what the controller takes of a processor core since the last cut, None too soon after it."""
+        first, last = self._spent[0], self._spent[-1]
+        span_s = last.at - first.at
+        return (last.cpu_s - first.cpu_s) / span_s if span_s >= LEAST_WINDOW_S else None
+
+    def _too_much(self, cost: Cost, share: float | None) -> str | None:
+        if share is not None and share > self._cpu_share:
+            return self._says(share)
         if cost.late_turn_s > LATE_TURN_S:
             return f"the controller's turns come {cost.late_turn_s * 1e3:.0f} ms late"
         if cost.late_switch_s > LATE_SWITCH_S:
             return f"the switches answer {cost.late_switch_s * 1e3:.1f} ms later than at best"
         return None
+
+    def _says(self, share: float) -> str:
+        return f"the controller takes {share:.2f} of a processor core, {self._cpu_share:g} are allowed"

@@ -8,6 +8,8 @@ from ryu_apps.loss import WINDOW_S, Tally, Z
 
 HALF_WIDTH = 0.006
 """The interval of a link's loss shall be so narrow on either side, if its share of probes allows."""
+NONE_LOST = 600
+"""So many probes say that a link loses nothing; what it may lose yet widens the interval of its paths."""
 RESTLESS_S = 0.005
 """A link whose delay jitters by so much gets twice the probes, by twice as much three times."""
 MOST = 20.0
@@ -17,10 +19,11 @@ MOST = 20.0
 def wanted_rate(base: float, tally: Tally, *, round_trip: bool, jitter_s: float | None) -> float:
     """Return how many probes per second a link should get, at least `base`.
 
-    Nothing lost needs no more; some loss needs as many as narrow its interval to `HALF_WIDTH`. A
-    round trip tells twice the loss of one direction, so a quarter of them suffices.
+    Where nothing is lost, `NONE_LOST` suffice; some loss needs as many as narrow its interval to
+    `HALF_WIDTH`. A round trip tells the loss of two directions: a half of them suffices to see that there is
+    none, a quarter to see how much.
     """
-    wanted = base
+    wanted = NONE_LOST / (2 if round_trip else 1) / WINDOW_S
     if tally.lost > 0:
         packets = tally.ratio * (1 - tally.ratio) * (Z / HALF_WIDTH) ** 2
         wanted = packets / (4 if round_trip else 1) / WINDOW_S

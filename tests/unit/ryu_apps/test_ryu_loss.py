@@ -177,6 +177,22 @@ def test_the_interval_of_a_path_holds_its_loss(links: list[Link]) -> None:
     assert covered >= 0.93 * repeats
 
 
+@pytest.mark.parametrize("ratio", [0.003, 0.005, 0.01, 0.02])
+@pytest.mark.parametrize("sent", [360, 480, 600])
+def test_the_interval_of_a_path_holds_where_one_host_link_loses_everything(ratio: float, sent: int) -> None:
+    either_way, covered = 1 - (1 - ratio) ** 2, 0.0
+    for lost in range(80):
+        measured = loss_measurement(
+            Tally(sent=sent, lost=lost), NOTHING, source="echo", age_s=1.0, round_trip=True
+        )
+        assert measured.value is not None
+        assert measured.trials is not None
+        low, high = path_interval([(0.0, 3000.0), (0.0, 960.0), (measured.value, measured.trials)])
+        chance = math.comb(sent, lost) * either_way**lost * (1 - either_way) ** (sent - lost)
+        covered += chance * (low <= ratio <= high)
+    assert covered >= 0.94
+
+
 def test_the_interval_of_a_path_is_narrower_than_the_sum_of_the_links_own() -> None:
     links = [(0.0, 290.0), (0.0, 290.0), (0.0, 290.0), (0.01, 900.0)]
     low, high = path_interval(links)

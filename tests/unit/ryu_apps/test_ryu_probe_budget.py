@@ -49,10 +49,26 @@ def test_the_limit_stays_while_nobody_wants_more() -> None:
     ],
 )
 def test_what_costs_too_much_is_cut_to_the_least_and_says_why(costs: dict[str, float], says: str) -> None:
-    budget = after(30, **costs)  # type: ignore[arg-type]
+    budget = after(60, **costs)  # type: ignore[arg-type]
     assert budget.rate == LEAST_RATE
     assert budget.reason is not None
     assert says in budget.reason
+
+
+def test_a_share_that_is_nearly_used_up_neither_grows_nor_shrinks() -> None:
+    budget = after(60, cpu=0.24)
+    assert budget.rate == START_RATE
+    assert budget.reason == "the controller takes 0.24 of a processor core, 0.25 are allowed"
+
+
+def test_the_processor_time_before_a_cut_does_not_cut_again() -> None:
+    budget = after(4, cpu=0.1)
+    budget.note(Cost(at=1e9 + 4, cpu_s=1.5, late_turn_s=0, late_switch_s=0), wanted_rate=MUCH)
+    cut = budget.rate
+    for second in range(5, 8):
+        cost = Cost(at=1e9 + second, cpu_s=1.5 + 0.1 * (second - 4), late_turn_s=0, late_switch_s=0)
+        budget.note(cost, wanted_rate=MUCH)
+    assert budget.rate > cut
 
 
 def test_a_limit_that_was_cut_recovers_once_the_cost_is_gone() -> None:

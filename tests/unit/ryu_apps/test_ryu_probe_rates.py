@@ -8,13 +8,15 @@ from hypothesis import strategies as st
 from ryu_world import OPTIONS, World
 
 from ryu_apps.loss import Tally
-from ryu_apps.probe_rates import MOST, shares, wanted_rate
+from ryu_apps.probe_rates import MOST, NONE_LOST, shares, wanted_rate
 
 H1 = "198.18.1.1"
 
 
-def test_a_quiet_link_that_loses_nothing_gets_what_is_configured() -> None:
-    assert wanted_rate(5.0, Tally(sent=300), round_trip=False, jitter_s=0.0005) == 5.0
+def test_a_quiet_link_that_loses_nothing_gets_enough_to_say_so() -> None:
+    assert wanted_rate(5.0, Tally(sent=300), round_trip=False, jitter_s=0.0005) == NONE_LOST / 60
+    assert wanted_rate(15.0, Tally(sent=300), round_trip=False, jitter_s=0.0005) == 15.0
+    assert wanted_rate(1.0, Tally(sent=300), round_trip=True, jitter_s=0.0005) == NONE_LOST / 120
 
 
 def test_a_link_that_loses_one_percent_gets_enough_to_tell() -> None:
