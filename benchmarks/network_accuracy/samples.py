@@ -176,6 +176,7 @@ class Costs:
         """Return the costs per second since this was made."""
         span_s = time.monotonic() - self._at
         after = self._world.northbound.counters()
+        effort = self._world.northbound.get("/effort")
 
         def per_s(name: str) -> float:
             return (after.get(name, 0.0) - self._counters.get(name, 0.0)) / span_s
@@ -193,4 +194,8 @@ class Costs:
             "probe_bytes_per_s": per_s("utopia_probes_sent_bytes_total"),
             "probes_per_s": per_s("utopia_probes_sent_total"),
             "train_bytes_per_s": per_s("utopia_train_sent_bytes_total"),
+            **{
+                name: effort.get(name)
+                for name in ("probe_limit_per_s", "probe_limit_reason", "late_switch_s")
+            },
         }
