@@ -31,12 +31,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workers import namespaces
 from workers.config import WorkerConfig, configure_logging
 from workers.errors import ConfigError, WorkersError
 
 logger = logging.getLogger(__name__)
 
-CLONE_NEWNET = 0x40000000
 PR_SET_PDEATHSIG = 1
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 MAX_LINE_BYTES = 1 << 20
@@ -191,8 +191,10 @@ class Zygote:
             os._exit(code)
 
     def _enter(self, netns_fd: int) -> None:
-        if self._libc.setns(netns_fd, CLONE_NEWNET) != 0:
-            raise ZygoteError(f"cannot enter the host's namespace: {os.strerror(ctypes.get_errno())}")
+        try:
+            namespaces.enter(netns_fd)
+        except OSError as error:
+            raise ZygoteError(f"cannot enter the host's namespace: {error.strerror}") from error
         os.close(netns_fd)
 
     def _forget_zygote(self) -> None:

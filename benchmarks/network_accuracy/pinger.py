@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks.network_accuracy.namespaces import make_socket
+from workers.namespaces import make_inside
 
 _HEADER = struct.Struct("!BBHHH")
 _TIMES = struct.Struct("=qq")
@@ -48,7 +48,7 @@ class Pinger:
         self._targets: list[_Target] = []
         for number, (src, dst) in enumerate(pairs):
             if src not in sockets:
-                sockets[src] = make_socket(hosts[src]["netns"], _raw_socket)
+                sockets[src] = make_inside(hosts[src]["netns"], _raw_socket)
             due = now + interval_s * number / len(pairs)
             self._targets.append(
                 _Target(src=src, dst=dst, address=hosts[dst]["ip"], sock=sockets[src], due=due)

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.network_accuracy.namespaces import make_socket
+from workers.namespaces import make_inside
 
 UDP_HEADERS = 42
 """Ethernet, IPv4 and UDP, in front of a datagram."""
@@ -130,19 +130,19 @@ class _Runner:
         self._selector.register(sys.stdin.fileno(), selectors.EVENT_READ, ("command", 0))
 
     def _open_udp(self, number: int, flow: dict[str, Any]) -> None:
-        sink = make_socket(flow["dst_netns"], lambda: _bound(socket.SOCK_DGRAM, flow["dst_ip"], number))
+        sink = make_inside(flow["dst_netns"], lambda: _bound(socket.SOCK_DGRAM, flow["dst_ip"], number))
         sink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         self._selector.register(sink, selectors.EVENT_READ, ("udp", number))
-        sender = make_socket(flow["src_netns"], lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        sender = make_inside(flow["src_netns"], lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         sender.setblocking(False)
         sender.connect((flow["dst_ip"], _FIRST_PORT + number))
         self._senders[number] = sender
 
     def _open_tcp(self, number: int, flow: dict[str, Any]) -> None:
-        listener = make_socket(flow["dst_netns"], lambda: _bound(socket.SOCK_STREAM, flow["dst_ip"], number))
+        listener = make_inside(flow["dst_netns"], lambda: _bound(socket.SOCK_STREAM, flow["dst_ip"], number))
         listener.listen(1)
         self._selector.register(listener, selectors.EVENT_READ, ("listen", number))
-        sender = make_socket(flow["src_netns"], lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+        sender = make_inside(flow["src_netns"], lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM))
         if flow["rate_bps"] is not None:
             pace = round(flow["rate_bps"] / 8)
             sender.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, pace)

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from benchmarks.network_accuracy import plan
-from benchmarks.network_accuracy.namespaces import make_socket
 from benchmarks.network_accuracy.northbound import Northbound
 from benchmarks.network_accuracy.rival import Rival
 from scenarios.schema import Scenario
@@ -19,6 +18,7 @@ from topologies.links.lateness import WINDOW_S
 from topologies.specs import NetworkSpec, network_spec
 from topologies.stages import northbound_ids
 from topologies.status import Status
+from workers.namespaces import make_inside
 
 Progress = Callable[[str], None]
 ASYMMETRY_S = 0.01
@@ -114,7 +114,7 @@ def announce(host: dict[str, Any], name: str) -> None:
 
     mac, ip = bytes.fromhex(host["mac"].replace(":", "")), socket.inet_aton(host["ip"])
     arp = struct.pack("!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 1, mac, ip, bytes(6), ip)
-    with make_socket(host["netns"], make) as sock:
+    with make_inside(host["netns"], make) as sock:
         sock.send(b"\xff" * 6 + mac + b"\x08\x06" + arp)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from workers.pace import MIN_BODY_BYTES, Pace, Receipt, pace_of, read_receipt, round_trip_s
-from workers.wire import Frame, FrameSocket
+from workers.wire import Frame, FrameSocket, encode
 
 MB = 1_000_000
 
@@ -82,8 +82,6 @@ def trickle(sock, data, seconds):
 
 
 def test_a_frame_says_how_fast_it_arrived(pair):
-    from workers.wire import encode
-
     sender, receiver = pair
     data = b"".join(encode(Frame("reply", tensors={"x": np.zeros(MB, dtype=np.uint8)}, reply_to=1)))
     thread = threading.Thread(target=trickle, args=(sender, data, 0.5))
