@@ -31,7 +31,9 @@ LOG = logging.getLogger(__name__)
 
 FIRST_ARRIVAL_S = 2.5
 QUIET_S = 0.3
-IDLE_SHARE = 0.1
+IDLE_SHARE = 0.02
+CROSSING_SHARE = 0.1
+"""Of its rate, what others may send beside a train that is under way before it tells nothing."""
 IDLE_FLOOR_BPS = 0.5e6
 IDLE_LEAST_BPS = 0.1e6
 UNKNOWN_DRAIN_S = 0.1
@@ -298,7 +300,7 @@ class Trains:
         others = None if flight.before is None else after.others_since(flight.before)
         sent_bps, received_bps = others or (0.0, 0.0)
         crossing_bps = max(sent_bps, received_bps) if isinstance(what, Host) else sent_bps
-        if crossing_bps > max(IDLE_SHARE * rate_bps, IDLE_LEAST_BPS):
+        if crossing_bps > max(CROSSING_SHARE * rate_bps, IDLE_LEAST_BPS):
             self._land(flight)
             self.counts["train_spoiled"] += 1
             flight.subject.plan.spoiled(now, f"others sent {crossing_bps / 1e6:.2f} Mbit/s beside the train")

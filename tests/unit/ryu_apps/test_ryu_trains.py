@@ -91,6 +91,20 @@ def test_a_train_that_met_the_traffic_of_others_tells_nothing() -> None:
     assert world.parts.trains.counts["train_spoiled"] >= 1
 
 
+@pytest.mark.parametrize(("stream_bps", "flies"), [(0.02e6, True), (0.5e6, False)])
+def test_no_train_goes_beside_even_a_thin_stream_of_a_user(stream_bps: float, flies: bool) -> None:
+    world = measured(others_bps=0.0)
+    trains, sent = world.parts.trains, world.parts.monitor.sent(4, 11)
+    for second in range(4):
+        sent.add(world.now + second, 1000.0 + second, int(second * stream_bps / 8))
+    flights = []
+    for _ in range(10):
+        world.now += 3.0
+        trains.look_after(world.now)
+        flights.append(trains._subjects["198.18.0.3"].flight)
+    assert any(flights) is flies
+
+
 def test_full_trains_of_one_switch_go_one_after_the_other() -> None:
     world = world_with_hosts()
     world.now += 3.0
