@@ -10,7 +10,7 @@ import ctypes
 import socket
 import struct
 
-from benchmarks.network_accuracy.namespaces import make_socket
+from workers.namespaces import make_inside
 
 FRAME_BYTES = 1442
 """Every frame of a train has this length; the controller's other probes are much shorter."""
@@ -33,7 +33,7 @@ class TrainFrames:
 
     def __init__(self, netns: str, interface: str, *, outgoing: bool) -> None:
         self._count = 0
-        self._socket = make_socket(netns, lambda: _open(interface, outgoing=outgoing))
+        self._socket = make_inside(netns, lambda: _open(interface, outgoing=outgoing))
 
     def count_bytes(self) -> int:
         """Return how many bytes of trains there have been; reading resets the kernel's count, not ours."""
