@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 START_RATE = 400.0
 LEAST_RATE = 100.0
-"""Packets per second to begin with, and those that are sent whatever they cost."""
+"""Packets per second to begin with, below which processor time does not press them, which then goes to other
+things; what makes things late presses them down to the least.
+"""
 MORE = 25.0
 """Packets per second that are added each second."""
 LESS = 0.85
@@ -58,14 +60,16 @@ class ProbeBudget:
         while self._spent[0].at < cost.at - CPU_WINDOW_S:
             self._spent.popleft()
         share = self._share()
-        too_much = self._too_much(cost, share)
-        if too_much is not None:
-            self.reason = too_much
-            self.rate = max(min(LEAST_RATE, self._most_rate), LESS * self.rate)
+        late, busy = self._late(cost), share is not None and share > self._cpu_share
+        if late is not None or (busy and self.rate > START_RATE):
+            self.reason = late or self._says(share)
+            least = LEAST_RATE if late is not None else START_RATE
+            self.rate = max(min(least, self._most_rate), LESS * self.rate)
             self._spent = deque([cost])
         elif share is not None:
-            self.reason = self._says(share) if share > NEAR * self._cpu_share else None
-            if self.reason is None and wanted_rate > self.rate:
+            near = share > NEAR * self._cpu_share and self.rate >= START_RATE
+            self.reason = self._says(share) if near else None
+            if not near and wanted_rate > self.rate:
                 self.rate = min(self._most_rate, self.rate + MORE)
 
     def _share(self) -> float | None:
@@ -74,14 +78,12 @@ class ProbeBudget:
         span_s = last.at - first.at
         return (last.cpu_s - first.cpu_s) / span_s if span_s >= LEAST_WINDOW_S else None
 
-    def _too_much(self, cost: Cost, share: float | None) -> str | None:
-        if share is not None and share > self._cpu_share:
-            return self._says(share)
+    def _late(self, cost: Cost) -> str | None:
         if cost.late_turn_s > LATE_TURN_S:
             return f"the controller's turns come {cost.late_turn_s * 1e3:.0f} ms late"
         if cost.late_switch_s > LATE_SWITCH_S:
             return f"the switches answer {cost.late_switch_s * 1e3:.1f} ms later than at best"
         return None
 
-    def _says(self, share: float) -> str:
-        return f"the controller takes {share:.2f} of a processor core, {self._cpu_share:g} are allowed"
+    def _says(self, share: float | None) -> str:
+        return f"the controller takes {share or 0.0:.2f} of a processor core, {self._cpu_share:g} are allowed"

@@ -43,16 +43,25 @@ def test_the_limit_stays_while_nobody_wants_more() -> None:
 @pytest.mark.parametrize(
     ("costs", "says"),
     [
-        ({"cpu": 0.5}, "0.50 of a processor core, 0.25 are allowed"),
         ({"late_turn_s": 2 * LATE_TURN_S}, "turns come 40 ms late"),
         ({"late_switch_s": 2 * LATE_SWITCH_S}, "switches answer"),
     ],
 )
-def test_what_costs_too_much_is_cut_to_the_least_and_says_why(costs: dict[str, float], says: str) -> None:
+def test_what_makes_things_late_is_cut_to_the_least_and_says_why(costs: dict[str, float], says: str) -> None:
     budget = after(60, **costs)  # type: ignore[arg-type]
     assert budget.rate == LEAST_RATE
     assert budget.reason is not None
     assert says in budget.reason
+
+
+def test_processor_time_that_other_things_take_leaves_the_probes_of_the_beginning() -> None:
+    budget = after(60)
+    assert budget.rate == MOST
+    assert after(60, cpu=0.5, budget=budget, begin=60).rate == START_RATE
+    assert budget.reason == "the controller takes 0.50 of a processor core, 0.25 are allowed"
+    late = after(30, cpu=0.5, late_switch_s=1.0)
+    assert late.rate == LEAST_RATE
+    assert after(60, cpu=0.5, budget=late, begin=30).rate == START_RATE
 
 
 def test_a_share_that_is_nearly_used_up_neither_grows_nor_shrinks() -> None:
