@@ -41,6 +41,7 @@ bench: setup ## run the benchmarks at full size; figures go to results/
 	@mkdir -p results
 	@$(BIN)/python -m benchmarks.scoring --json results/scoring.json
 	@$(BIN)/python -m benchmarks.network_accuracy --json results/network_accuracy.json
+	@$(BIN)/python -m benchmarks.round_overhead --json results/round_overhead.json
 
 clean: ## remove the virtual environment and caches (results stay)
 	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info

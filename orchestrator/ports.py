@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.core.model import ModelGraph, Network
+from workers.wire import BodySink
 
 ChannelName = Literal["control", "bulk"]
 Tensors = Mapping[str, NDArray[Any]]
@@ -101,8 +102,12 @@ class WorkerPool(Protocol):
         tensors: Tensors | None = None,
         *,
         timeout_s: float,
+        into: BodySink | None = None,
     ) -> Answer:
-        """Ask and wait; raises WorkerLost, WorkerTimeout or WorkerRefused."""
+        """Ask and wait; raises WorkerLost, WorkerTimeout or WorkerRefused.
+
+        With `into` the reply's tensors go there as they come, and the answer has none.
+        """
         ...
 
     def subscribe(self, listener: Callable[[NodeEvent], None]) -> Callable[[], None]:

@@ -30,7 +30,16 @@ from workers.errors import (
     WireError,
     WorkersError,
 )
-from workers.wire import DEFAULT_MAX_BODY_BYTES, MAX_HEADER_BYTES, Frame, FrameSocket, Tensor
+from workers.wire import (
+    DEFAULT_MAX_BODY_BYTES,
+    MAX_HEADER_BYTES,
+    BodySink,
+    Frame,
+    FrameSocket,
+    Header,
+    Tensor,
+    dropped,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +100,7 @@ class Channel:
         self._inline_kinds = frozenset(inline_kinds)
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
-        self._waiting: dict[int, Future[Frame]] = {}
+        self._waiting: dict[int, tuple[Future[Frame], BodySink | None]] = {}
         self._closed_reason: str | None = None
         self._ended = threading.Event()
         self._serving = threading.BoundedSemaphore(MAX_REQUESTS_SERVED)
@@ -133,8 +142,11 @@ class Channel:
         fields: Mapping[str, Any] | None = None,
         tensors: Mapping[str, Tensor] | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        into: BodySink | None = None,
     ) -> Frame:
         """Ask the peer and wait for its reply; `timeout_s` covers sending, too.
+
+        With `into` the reply's tensors go there as they come, and the frame returned has none.
 
         Raises:
             RemoteError: the peer answered with an error.
@@ -149,7 +161,7 @@ class Channel:
         with self._lock:
             if self._closed_reason is not None:
                 raise ChannelClosed(f"{self}: {self._closed_reason}")
-            self._waiting[number] = future
+            self._waiting[number] = future, into
         try:
             self._send(Frame(kind, fields=fields or {}, tensors=tensors or {}, id=number), timeout_s)
             reply = future.result(max(deadline_s - time.monotonic(), 0.0))
@@ -211,7 +223,7 @@ class Channel:
         notifier.start()
         try:
             while True:
-                self._dispatch(self._socket.receive())
+                self._dispatch(self._socket.receive(self._sink_of))
         except EndOfStream as error:
             self.close(str(error))
         except WireError as error:
@@ -228,7 +240,7 @@ class Channel:
         with self._lock:
             waiting = list(self._waiting.values())
             self._waiting.clear()
-        for future in waiting:
+        for future, _ in waiting:
             future.set_exception(ChannelClosed(f"{self}: {self._closed_reason}"))
         with suppress(queue.Full):
             self._notifications.put_nowait(None)
@@ -259,11 +271,21 @@ class Channel:
     def _settle(self, frame: Frame) -> None:
         assert frame.reply_to is not None
         with self._lock:
-            future = self._waiting.pop(frame.reply_to, None)
+            future, _ = self._waiting.pop(frame.reply_to, (None, None))
         if future is None:
             logger.debug("%s: reply %d came too late", self, frame.reply_to)
             return
         future.set_result(frame)
+
+    def _sink_of(self, header: Header) -> BodySink | None:
+        """Say where the tensors of a reply go: nowhere if nobody waits for it any longer."""
+        if header.reply_to is None:
+            return None
+        with self._lock:
+            waiting = self._waiting.get(header.reply_to)
+        if waiting is None or (waiting[1] is not None and header.kind != REPLY):
+            return dropped
+        return waiting[1]
 
     def _serve_apart(self, frame: Frame) -> None:
         if not self._serving.acquire(blocking=False):

@@ -15,12 +15,13 @@ import select
 import socket
 import ssl
 import struct
+import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 import numpy as np
@@ -33,6 +34,13 @@ VERSION = 1
 PREFIX = struct.Struct(">2sBBIQ")
 BLOCK_BYTES = 1 << 20
 WRITE_BLOCK_BYTES = 1 << 18
+READS_AT_ONCE = 8
+"""A TLS object gives one record at a time, 16 KB at most; so many are read before others may enter it."""
+KEPT_BODY_BYTES = 1 << 20
+BODIES_KEPT = 2
+HELD_UP_RATIO = 0.1
+"""A body whose sink took more than this share of the time to read it says nothing of the path."""
+_UNREFERENCED = 2  # the list and the call that counts
 MAX_HEADER_BYTES = 16 << 20
 DEFAULT_MAX_BODY_BYTES = 1 << 30
 MAX_TENSORS = 4096
@@ -98,6 +106,24 @@ class Header:
     tensors: tuple[TensorSpec, ...]
     id: int | None
     reply_to: int | None
+
+
+BodySink = Callable[[Header], Iterable[memoryview]]
+"""Says where a frame's body goes, piece by piece: writable buffers whose lengths add up to the body's.
+
+A piece is filled before the next is asked for, so a generator can look at each as it has come, and wait:
+nothing is read meanwhile, which slows the peer down. It is closed if the body does not come to its end.
+"""
+
+
+def dropped(header: Header) -> Iterator[memoryview]:
+    """Give a body no room: it is read, so that the stream stays in step, and forgotten."""
+    left = sum(spec.size_bytes for spec in header.tensors)
+    scratch = memoryview(bytearray(min(left, BLOCK_BYTES)))
+    while left > 0:
+        piece = scratch[: min(left, BLOCK_BYTES)]
+        left -= len(piece)
+        yield piece
 
 
 def encode(frame: Frame) -> list[memoryview]:
@@ -270,6 +296,13 @@ class FrameSocket:
         self._stall_timeout_s = stall_timeout_s
         self._closing = False
         self._broken = False
+        self._bodies = _Bodies()
+        # SSLSocket.recv_into does the same with two more calls on the way, for each record of 16 KB.
+        self._receive_into: Callable[[memoryview, int], int] = sock.recv_into
+        if isinstance(sock, ssl.SSLSocket):
+            secured = sock
+            # With a buffer it answers a count, whatever the stubs say.
+            self._receive_into = lambda view, size: cast(int, secured.read(size, view))
         self._socket_lock = threading.Lock()
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
@@ -304,8 +337,10 @@ class FrameSocket:
         finally:
             self._write_lock.release()
 
-    def receive(self) -> Frame:
+    def receive(self, sink_of: Callable[[Header], BodySink | None] | None = None) -> Frame:
         """Wait for the next frame, however long it takes to begin.
+
+        Where `sink_of` gives a sink, the body goes there, and the frame returned has no tensors.
 
         Raises:
             EndOfStream: the peer closed the connection between frames, or it was lost.
@@ -321,7 +356,12 @@ class FrameSocket:
             self._read(memoryview(packed))
             header = decode_header(packed, body_len=body_len, max_body_bytes=self.max_body_bytes)
             pace = pace_of(body_len)
-            tensors = {spec.name: self._read_tensor(spec, pace) for spec in header.tensors}
+            sink = sink_of(header) if sink_of is not None and header.tensors else None
+            tensors: dict[str, Tensor] = {}
+            if sink is None:
+                tensors = self._read_tensors(header.tensors, body_len, pace)
+            elif not self._read_into(sink, header, body_len, pace):
+                pace = None
             receipt = pace.receipt(time.monotonic(), round_trip_s(self._sock)) if pace is not None else None
         return Frame(
             header.kind,
@@ -345,25 +385,64 @@ class FrameSocket:
         with self._write_lock, self._read_lock, self._socket_lock:
             self._sock.close()
 
-    def _read_tensor(self, spec: TensorSpec, pace: Pace | None) -> Tensor:
+    def _read_into(self, sink: BodySink, header: Header, body_len: int, pace: Pace | None) -> bool:
+        """Have `sink` take the body; tells whether its pace was the path's, not the sink's own."""
+        read, reading_s, started_s = 0, 0.0, time.monotonic()
+        pieces = iter(sink(header))
         try:
-            tensor = np.empty(spec.shape, dtype=spec.dtype)
-        except MemoryError as error:
-            raise WireError(f"tensor {spec.name!r}: no memory for its {spec.size_bytes} bytes") from error
+            for piece in pieces:
+                if read + len(piece) > body_len:
+                    raise ValueError(f"a sink wants {read + len(piece)} bytes or more of {body_len}")
+                began_s = time.monotonic()
+                self._read(piece, pace=pace)
+                reading_s += time.monotonic() - began_s
+                read += len(piece)
+            if read != body_len:
+                raise ValueError(f"a sink took {read} of {body_len} bytes")
+        finally:
+            if isinstance(pieces, Generator):
+                pieces.close()
+        return time.monotonic() - started_s - reading_s <= HELD_UP_RATIO * reading_s
+
+    def _read_tensors(
+        self, specs: tuple[TensorSpec, ...], body_len: int, pace: Pace | None
+    ) -> dict[str, Tensor]:
+        """Read a body; a large one whose tensors all have items of one size comes in one piece."""
+        one_size = len({spec.dtype.itemsize for spec in specs}) == 1
+        if body_len < KEPT_BODY_BYTES or not one_size:
+            return {spec.name: self._read_tensor(spec, pace) for spec in specs}
+        body = self._bodies.get(body_len)
+        tensors, start = {}, 0
+        for spec in specs:
+            part = body[start : start + spec.size_bytes]
+            tensors[spec.name] = part.view(spec.dtype).reshape(spec.shape)
+            start += spec.size_bytes
+        self._read(body.data, pace=pace)
+        return tensors
+
+    def _read_tensor(self, spec: TensorSpec, pace: Pace | None) -> Tensor:
+        tensor = _allocate(spec.shape, spec.dtype, what=f"tensor {spec.name!r}")
         if tensor.size:
             self._read(tensor.reshape(-1).view(np.uint8).data, pace=pace)
         return tensor
 
     def _read(self, view: memoryview, *, first: bool = False, pace: Pace | None = None) -> None:
         """Fill `view`; `first`: it is the start of a frame, so waiting and an ending are no faults."""
-        filled = 0
-        while filled < len(view):
-            between_frames = first and filled == 0
+        filled, size = 0, len(view)
+        while filled < size:
+            count = 1
             try:
                 with self._socket_lock:
-                    count = self._sock.recv_into(view[filled : filled + BLOCK_BYTES])
+                    for _ in range(READS_AT_ONCE):
+                        count = self._receive_into(view[filled:], min(size - filled, BLOCK_BYTES))
+                        filled += count
+                        self.bytes_received += count
+                        if pace is not None:
+                            pace.add(count, time.monotonic())
+                        if count == 0 or filled == size:
+                            break
             except (ssl.SSLWantReadError, BlockingIOError):
-                self._wait(select.POLLIN, None if between_frames else self._stall_timeout_s)
+                self._wait(select.POLLIN, None if first and filled == 0 else self._stall_timeout_s)
                 continue
             except ssl.SSLWantWriteError:
                 self._wait(select.POLLOUT, self._stall_timeout_s)
@@ -371,13 +450,9 @@ class FrameSocket:
             except (OSError, ValueError) as error:
                 raise EndOfStream(self._ending(error)) from error
             if count == 0:
-                if between_frames or self._closing:
+                if (first and filled == 0) or self._closing:
                     raise EndOfStream(self._ending(None))
                 raise WireError("the connection ended in the middle of a frame")
-            filled += count
-            self.bytes_received += count
-            if pace is not None:
-                pace.add(count, time.monotonic())
 
     def _write(self, view: memoryview, deadline_s: float | None) -> None:
         while len(view):
@@ -413,6 +488,38 @@ class FrameSocket:
         if self._closing:
             return "the connection was closed on this side"
         return f"the connection was lost: {error}" if error else "the peer closed the connection"
+
+
+class _Bodies:
+    """Memory for large bodies: from the third of one size on, what nobody holds any more is used again.
+
+    Fresh memory costs as much as receiving into it, since the kernel clears it first.
+    """
+
+    def __init__(self) -> None:
+        self._last_size = -1
+        self._kept: list[Tensor] = []
+
+    def get(self, size_bytes: int) -> Tensor:
+        """Give writable memory that nothing else refers to."""
+        repeated, self._last_size = size_bytes == self._last_size, size_bytes
+        if not repeated:
+            self._kept.clear()
+        for index in range(len(self._kept)):
+            if sys.getrefcount(self._kept[index]) == _UNREFERENCED:
+                return self._kept[index]
+        body = _allocate((size_bytes,), np.dtype(np.uint8), what="body")
+        if repeated and len(self._kept) < BODIES_KEPT:
+            self._kept.append(body)
+        return body
+
+
+def _allocate(shape: tuple[int, ...], dtype: np.dtype[Any], *, what: str) -> Tensor:
+    try:
+        return np.empty(shape, dtype=dtype)
+    except MemoryError as error:
+        size_bytes = math.prod(shape) * dtype.itemsize
+        raise WireError(f"{what}: no memory for its {size_bytes} bytes") from error
 
 
 def _blocks(buffers: list[memoryview]) -> Iterator[memoryview]:

@@ -10,7 +10,7 @@ import logging
 import socket
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,7 @@ from orchestrator.errors import (
 from orchestrator.ports import Answer, ChannelName, Clock, Json, NodeEvent, NodeRecord, Tensors
 from workers import link
 from workers.errors import ChannelClosed, RemoteError, RequestRefused, RequestTimeout, WireError
-from workers.wire import Frame
+from workers.wire import BodySink, Frame, Header
 
 log = logging.getLogger(__name__)
 
@@ -224,13 +224,15 @@ class LiveWorkerPool:
         tensors: Tensors | None = None,
         *,
         timeout_s: float,
+        into: BodySink | None = None,
     ) -> Answer:
         """Ask `node` and wait; byte counts are those of the tensors."""
         connection, address = self._connection(node, channel)
         tensors = tensors or {}
+        counted = _Counted(into) if into is not None else None
         started_s = self._clock.monotonic_s()
         try:
-            reply = connection.request(kind, fields, tensors, timeout_s=timeout_s)
+            reply = connection.request(kind, fields, tensors, timeout_s=timeout_s, into=counted)
         except ChannelClosed as error:
             raise WorkerLost(f"node {node} was lost during {kind}: {error}") from error
         except RequestTimeout as error:
@@ -249,7 +251,7 @@ class LiveWorkerPool:
             fields=fields,
             tensors=dict(reply.tensors),
             sent_bytes=sent_bytes,
-            received_bytes=_size(reply.tensors),
+            received_bytes=counted.size_bytes if counted is not None else _size(reply.tensors),
         )
 
     def subscribe(self, listener: Callable[[NodeEvent], None]) -> Callable[[], None]:
@@ -478,6 +480,18 @@ class LiveWorkerPool:
                 if heard_bytes != session.heard_bytes:
                     session.heard_bytes, session.heard_at_s = heard_bytes, now_s
             return {node: now_s - session.heard_at_s for node, session in self._sessions.items()}
+
+
+class _Counted:
+    """A sink that notes how much came."""
+
+    def __init__(self, sink: BodySink) -> None:
+        self._sink = sink
+        self.size_bytes = 0
+
+    def __call__(self, header: Header) -> Iterable[memoryview]:
+        self.size_bytes = sum(spec.size_bytes for spec in header.tensors)
+        return self._sink(header)
 
 
 def _size(tensors: Mapping[str, Any]) -> int:

@@ -61,6 +61,25 @@ def test_a_node_that_leaves_is_lost_at_once_with_a_reason(pooled):
         pooled.pool.request("h1", "bulk", "train.end", {}, timeout_s=1)
 
 
+def test_a_reply_is_put_where_the_request_says(pooled):
+    pooled.join("h1")
+    delta = np.arange(500_000, dtype=np.float32)
+    pooled.answers["train.run"] = lambda node, fields, tensors: answer({"epoch": 3}, {"delta": delta})
+    taken = []
+
+    def sink(header):
+        assert [(spec.name, spec.dtype, spec.shape) for spec in header.tensors] == [
+            ("delta", np.float32, (500_000,))
+        ]
+        for size in (1_999_999, 1):
+            taken.append(bytearray(size))
+            yield memoryview(taken[-1])
+
+    got = pooled.pool.request("h1", "bulk", "train.run", {}, timeout_s=5, into=sink)
+    assert (got.fields, got.tensors) == ({"epoch": 3}, {})
+    assert b"".join(taken) == delta.tobytes()
+
+
 def test_a_request_is_answered_with_fields_and_tensors(pooled):
     pooled.join("h1")
     pooled.answers["train.run"] = lambda node, fields, tensors: answer(

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import numpy as np
+
 from orchestrator.core.model import Network
 from orchestrator.errors import NotFound, WorkerLost
 from orchestrator.ports import Answer, Entry, NodeEvent, NodeRecord, NorthboundStatus, Record
+from workers.wire import Header, TensorSpec
 
 
 class ManualClock:
@@ -132,11 +135,12 @@ class FakePool:
             raise NotFound(f"node {name!r} is not known")
         return self.records[name]
 
-    def request(self, node, channel, kind, fields, tensors=None, *, timeout_s):
+    def request(self, node, channel, kind, fields, tensors=None, *, timeout_s, into=None):
         if node not in self.records or not self.records[node].alive:
             raise WorkerLost(f"node {node} is not attached")
         self.asked.append((node, kind, fields))
-        return self.answers[kind](node, fields, dict(tensors or {}))
+        got = self.answers[kind](node, fields, dict(tensors or {}))
+        return got if into is None else poured(got, into)
 
     def notify(self, kind, node, fields):
         for wanted, listener in tuple(self._notified):
@@ -158,6 +162,19 @@ class FakePool:
     def _tell(self, kind, node, reason):
         for listener in tuple(self._listeners):
             listener(NodeEvent(kind=kind, node=node, reason=reason, at=0.0))
+
+
+def poured(answer, sink):
+    """Give the answer's tensors to the sink, as a link does; answers it without them."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in answer.tensors.items()}
+    specs = tuple(
+        TensorSpec(name=name, dtype=array.dtype, shape=array.shape) for name, array in arrays.items()
+    )
+    body = b"".join(array.tobytes() for array in arrays.values())
+    header = Header(kind="reply", fields=answer.fields, tensors=specs, id=None, reply_to=1)
+    for piece in sink(header) if specs else ():
+        piece[:], body = body[: len(piece)], body[len(piece) :]
+    return replace(answer, tensors={})
 
 
 class FakeNorthbound:

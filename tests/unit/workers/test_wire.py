@@ -8,12 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import numpy as np
 import pytest
 from worker_loopback import wait_until
 
+from workers import wire
 from workers.errors import EndOfStream, WireError
 from workers.wire import Frame, FrameSocket
 
@@ -144,3 +146,71 @@ def test_closing_wakes_a_thread_that_receives(pair: tuple[FrameSocket, FrameSock
 def test_the_wire_loads_without_torch() -> None:
     code = "import sys, workers.wire, workers.link, workers.device; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+def test_a_sink_gets_the_body_in_pieces_and_the_stream_goes_on(
+    pair: tuple[FrameSocket, FrameSocket],
+) -> None:
+    left, right = pair
+    tensors = {"a": np.arange(5, dtype=np.float32), "b": np.arange(3, dtype=np.int8)}
+    body = bytearray(23)
+
+    def sink(header):
+        assert [spec.name for spec in header.tensors] == ["a", "b"]
+        yield memoryview(body)[:7]
+        yield memoryview(body)[7:]
+
+    left.send(Frame("update", tensors=tensors, reply_to=1))
+    left.send(Frame("next"))
+    frame = right.receive(lambda header: sink)
+    assert (frame.kind, dict(frame.tensors)) == ("update", {})
+    assert bytes(body) == tensors["a"].tobytes() + tensors["b"].tobytes()
+    assert right.receive(lambda header: sink).kind == "next"
+
+
+def test_a_dropped_body_leaves_the_stream_in_step(pair: tuple[FrameSocket, FrameSocket]) -> None:
+    left, right = pair
+    with ThreadPoolExecutor(1) as executor:
+        sending = executor.submit(left.send, Frame("x", tensors={"a": np.ones(700_000, np.float32)}))
+        assert right.receive(lambda header: wire.dropped).kind == "x"
+        sending.result(10)
+    left.send(Frame("next"))
+    assert right.receive().kind == "next"
+
+
+def test_a_sink_is_closed_when_the_connection_ends_in_a_body(
+    pair: tuple[FrameSocket, FrameSocket],
+) -> None:
+    left, right = pair
+    closed = []
+
+    def sink(header):
+        try:
+            yield memoryview(bytearray(8))
+        finally:
+            closed.append(True)
+
+    buffers = wire.encode(Frame("x", tensors={"a": np.ones(2, np.float32)}))
+    left._sock.sendall(b"".join(buffers)[:-3])
+    left.close()
+    with pytest.raises(WireError, match="middle of a frame"):
+        right.receive(lambda header: sink)
+    assert closed == [True]
+
+
+def test_memory_of_large_bodies_is_used_again_only_when_free(
+    pair: tuple[FrameSocket, FrameSocket],
+) -> None:
+    left, right = pair
+    held = []
+    with ThreadPoolExecutor(1) as executor:
+        for value in range(6):
+            tensors = {"a": np.full((2, 200_000), value, np.float32), "b": np.full(9, value, np.float32)}
+            sending = executor.submit(left.send, Frame("x", tensors=tensors))
+            frame = right.receive()
+            sending.result(10)
+            held = [*held[-1:], frame]  # as a worker holds its version while the next one comes
+            del frame
+            for number, earlier in enumerate(held, start=value + 1 - len(held)):
+                assert all((tensor == number).all() for tensor in earlier.tensors.values())
+    assert len(right._bodies._kept) == wire.BODIES_KEPT

@@ -1,0 +1,49 @@
+"""The benchmark of a round runs, and its ratios compare only what took turns."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.round_overhead import figures, model
+
+
+def row(arm: str, wall_s: float, *, group: str = "light", workers: int = 12) -> figures.Row:
+    return {"group": group, "arm": arm, "workers": workers, "wall_s": wall_s, "server_model_sizes": None}
+
+
+def test_the_model_has_ten_million_parameters() -> None:
+    assert model.size_bytes(quick=False) == 40_000_000
+
+
+def test_a_ratio_is_of_medians_within_a_group() -> None:
+    rows = [row("ours tls", 1.0), row("ours tls", 3.0), row("ours tls", 2.0), row("gloo", 1.0)]
+    rows += [row("gloo", 50.0, group="alone")]
+    found = {target.name: target.value for target in figures.targets(rows)}
+    assert found["tls_over_gloo"] == 2.0
+    assert found["plain_over_gloo"] is None
+
+
+def test_arms_with_other_numbers_of_workers_are_not_compared() -> None:
+    rows = [row("ours tls", 1.0), row("flower tls", 10.0, workers=6)]
+    assert {target.name: target.value for target in figures.targets(rows)}["tls_over_flower_tls"] is None
+
+
+def test_an_unmeasured_target_is_not_met() -> None:
+    assert not any(target.met for target in figures.targets([]))
+
+
+def test_a_quick_run_takes_turns_and_writes_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "round.json"
+    command = [sys.executable, "-m", "benchmarks.round_overhead", "--quick", "--group", "light", "--peers"]
+    able = subprocess.run(["unshare", "--net", "true"], capture_output=True)
+    if able.returncode != 0:
+        pytest.skip("no network namespace can be made here")
+    done = subprocess.run([*command, "--json", str(path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["arm"] for row in rows] == ["ours plain", "ours tls", "gloo"]
+    round_bytes = 2 * 3 * model.size_bytes(quick=True)
+    assert all(round_bytes < row["lo_bytes"] < 1.2 * round_bytes for row in rows[:2])
