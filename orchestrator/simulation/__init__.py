@@ -1,17 +1,19 @@
 """The fine-tuning engine on a virtual clock: a flow-level network, modelled devices, a model of the loss."""
 
-from orchestrator.simulation.run import SimulationError, simulate
-from orchestrator.simulation.world import Fault, Link, Measuring, Node, Orchestrator, Task, Workload, World
+from orchestrator.simulation.run import NodeUse, Result, SimulationError, simulate
+from orchestrator.simulation.world import Fault, Link, Measuring, Node, Orchestrator, Task, Work, World
 
 __all__ = [
     "Fault",
     "Link",
     "Measuring",
     "Node",
+    "NodeUse",
     "Orchestrator",
+    "Result",
     "SimulationError",
     "Task",
-    "Workload",
+    "Work",
     "World",
     "simulate",
 ]

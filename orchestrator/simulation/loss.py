@@ -10,18 +10,21 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from orchestrator.core.errors import InvalidValue
-from orchestrator.finetune.messages import Contribution
+from orchestrator.finetune.messages import Aggregate
 
 
 class LossModel(Protocol):
-    """Knows what training does to the held-out loss."""
+    """Knows what training does to the loss."""
 
     @property
     def source(self) -> str:
         """Say where the figures come from, for results."""
 
-    def aggregate(self, epoch: int, version: int, contributions: Sequence[Contribution]) -> None:
-        """Note that `contributions` made `version` from the one before it."""
+    def train(self, node: str, epoch: int, version: int) -> float | None:
+        """Have `node` train `epoch` from `version`; returns its training loss, None if it is not known."""
+
+    def aggregate(self, order: Aggregate) -> None:
+        """Make the new version of `order` from its base version and contributions."""
 
     def loss(self, version: int) -> float:
         """Return the held-out loss of `version`, in nats per token; version 0 is the start."""
@@ -61,13 +64,17 @@ class FittedLoss:
     def __init__(self, curve: Curve, *, samples_per_round: float) -> None:
         self._curve = curve
         self._unit = samples_per_round
-        self._progress = [0.0]
+        self._progress = {0: 0.0}
         self.source = f"curve fitted on real training: {curve}"
 
-    def aggregate(self, epoch: int, version: int, contributions: Sequence[Contribution]) -> None:
+    def train(self, node: str, epoch: int, version: int) -> float | None:
+        """Return the loss of `version`: on equal partitions, what every node sees."""
+        return self.loss(version)
+
+    def aggregate(self, order: Aggregate) -> None:
         """Note a round."""
-        done = self._curve.progress([item.weight / self._unit for item in contributions])
-        self._progress.append(self._progress[version - 1] + done)
+        done = self._curve.progress([item.weight / self._unit for item in order.contributions])
+        self._progress[order.new_version] = self._progress[order.base_version] + done
 
     def loss(self, version: int) -> float:
         """Return the loss of `version`."""

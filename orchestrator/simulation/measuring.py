@@ -7,7 +7,7 @@ from math import sqrt
 import numpy as np
 
 from orchestrator.core.model import Measurement, Network, NodeState, PathMetrics
-from orchestrator.simulation.tcp import PathShape
+from orchestrator.core.transfer import PathShape
 from orchestrator.simulation.world import Measuring, Node
 
 _Z95 = 1.959964

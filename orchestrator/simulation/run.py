@@ -14,14 +14,15 @@ from random import Random
 from orchestrator.core.decisions import Decision
 from orchestrator.core.errors import CoreError
 from orchestrator.core.model import ORCHESTRATOR
+from orchestrator.core.workload import Workload
 from orchestrator.finetune import messages as m
 from orchestrator.finetune.engine import Engine
 from orchestrator.simulation.clock import Action, Clock
 from orchestrator.simulation.loss import LossModel
 from orchestrator.simulation.measuring import Controller
 from orchestrator.simulation.transport import Transfer, Transport
-from orchestrator.simulation.world import Fault, Measuring, Node, Orchestrator, Workload, World
-from workers.device import DeviceProfile, training_s
+from orchestrator.simulation.world import Fault, Measuring, Node, Orchestrator, Work, World
+from workers.device import BACKWARD_FACTOR, FORWARD_FLOPS_PER_PARAMETER, DeviceProfile, training_s
 
 
 class SimulationError(CoreError):
@@ -56,7 +57,7 @@ def simulate(
     spec: m.JobSpec,
     *,
     world: World,
-    workload: Workload,
+    work: Work,
     loss: LossModel,
     seed: int,
     orchestrator: Orchestrator | None = None,
@@ -76,7 +77,7 @@ def simulate(
     run = _Run(
         spec=spec,
         world=world,
-        workload=workload,
+        work=work,
         loss=loss,
         seed=seed,
         orchestrator=orchestrator or Orchestrator(),
@@ -113,7 +114,7 @@ class _Run:
         *,
         spec: m.JobSpec,
         world: World,
-        workload: Workload,
+        work: Work,
         loss: LossModel,
         seed: int,
         orchestrator: Orchestrator,
@@ -121,20 +122,21 @@ class _Run:
         coalesce_s: float,
     ) -> None:
         self._spec = spec
-        self._work = workload
+        self._work = work
+        self._workload = _workload(spec, work, world)
         self._loss = loss
         self._costs = orchestrator
         self._clock = Clock()
         self._transport = Transport(world, self._clock, coalesce_s=coalesce_s)
         self._engine = Engine(spec, Random(seed))
         by_name = {node.name: node for node in world.nodes}
-        missing = [name for name in spec.nodes if name not in by_name or name not in workload.tasks]
+        missing = [name for name in spec.nodes if name not in by_name or name not in work.tasks]
         if missing:
             raise SimulationError(
                 f"node {missing[0]} is not in the world, or the workload has no task for it"
             )
         self._nodes = {
-            name: _NodeRun(by_name[name], _train_s(by_name[name], workload, name)) for name in spec.nodes
+            name: _NodeRun(by_name[name], _train_s(by_name[name], work, name)) for name in spec.nodes
         }
         nodes = tuple(run.node for run in self._nodes.values())
         shapes = {pair: shape for pair, shape in self._transport.shapes.items() if self._concerns(pair)}
@@ -152,7 +154,7 @@ class _Run:
     def run(self, faults: Sequence[Fault]) -> Result:
         for fault in faults:
             self._clock.at(fault.at_s, lambda fault=fault: self._strike(fault))  # type: ignore[misc]
-        self._tell(m.JobStarted(now_s=0.0))
+        self._tell(m.JobStarted(now_s=0.0, workload=self._workload))
         while not self._engine.ended:
             clock_s, transport_s = self._clock.next_s, self._transport.next_s
             if clock_s == inf and transport_s == inf:
@@ -195,8 +197,8 @@ class _Run:
 
     def _carry_out(self, instruction: m.Instruction) -> None:
         match instruction:
-            case m.LoadNode(node=node, version=version):
-                self._load(self._nodes[node], version)
+            case m.LoadNode():
+                self._load(self._nodes[instruction.node], instruction)
             case m.StartRound():
                 self._round(self._nodes[instruction.node], instruction)
             case m.SyncNode(node=node, version=version):
@@ -222,27 +224,29 @@ class _Run:
 
     # Requests
 
-    def _load(self, run: _NodeRun, version: int) -> None:
-        """Send model and data, one after the other, each confirmed."""
+    def _load(self, run: _NodeRun, order: m.LoadNode) -> None:
+        """Send the model and then, if asked, the data, each confirmed."""
         self._tick_after(self._spec.load_timeout_s)
-        data_bytes = self._work.tasks[run.node.name].data_bytes
+        name = run.node.name
 
         def loaded() -> None:
-            run.holds = version
-            self._tell(m.NodeLoaded(now_s=self._clock.now_s, node=run.node.name, version=version))
+            run.holds = order.version
+            self._tell(m.NodeLoaded(now_s=self._clock.now_s, node=name, version=order.version))
 
-        self._down(
-            run,
-            self._work.model_bytes,
-            lambda: self._confirm(
-                run, lambda: self._down(run, data_bytes, lambda: self._confirm(run, loaded))
-            ),
-        )
+        def send_data() -> None:
+            if order.data:
+                self._down(run, self._work.tasks[name].data_bytes, lambda: self._confirm(run, loaded))
+            else:
+                loaded()
+
+        self._down(run, self._work.model_bytes, lambda: self._confirm(run, send_data))
 
     def _round(self, run: _NodeRun, order: m.StartRound) -> None:
         """Send the parameters unless the node holds them; it trains and sends its update."""
         self._tick_after(self._spec.round_timeout_s)
         started_s, name = self._clock.now_s, run.node.name
+
+        training_loss: float | None = None
 
         def arrived() -> None:
             run.holds = order.version
@@ -259,10 +263,13 @@ class _Run:
                     real_s=run.train_s,
                     late_s=0.0,
                     samples=self._work.tasks[name].samples,
+                    loss=training_loss,
                 )
             )
 
         def trained() -> None:
+            nonlocal training_loss
+            training_loss = self._loss.train(name, order.epoch, order.version)
             run.compute_s += run.train_s
             self._up(run, self._work.update_bytes, arrived)
 
@@ -348,7 +355,7 @@ class _Run:
     # The orchestrator's own work
 
     def _aggregate(self, order: m.Aggregate) -> None:
-        self._loss.aggregate(order.epoch, order.new_version, order.contributions)
+        self._loss.aggregate(order)
         self._tell_soon(
             self._costs.aggregate_s, lambda now_s: m.Aggregated(now_s=now_s, version=order.new_version)
         )
@@ -367,7 +374,8 @@ class _Run:
         nodes = self._controller.states(gone)
         network = self._controller.measure(self._clock.now_s, self._transport.delays_s)
         self._tell_soon(
-            0.0, lambda now_s: m.MetricsTaken(now_s=now_s, epoch=epoch, nodes=nodes, network=network)
+            self._costs.metrics_s,
+            lambda now_s: m.MetricsTaken(now_s=now_s, epoch=epoch, nodes=nodes, network=network),
         )
 
     # Faults
@@ -398,8 +406,8 @@ class _Run:
         run.under_way.clear()
 
 
-def _train_s(node: Node, workload: Workload, name: str) -> float:
-    task = workload.tasks[name]
+def _train_s(node: Node, work: Work, name: str) -> float:
+    task = work.tasks[name]
     profile = DeviceProfile(
         device="cpu",
         cpu_count=1,
@@ -414,8 +422,35 @@ def _train_s(node: Node, workload: Workload, name: str) -> float:
     )
     return training_s(
         profile,
-        parameters=workload.parameters,
-        layers=workload.layers,
+        parameters=work.parameters,
+        layers=work.layers,
         tokens=task.tokens,
         steps=task.steps,
     )
+
+
+def _workload(spec: m.JobSpec, work: Work, world: World) -> Workload:
+    """Say what the live driver would say of a round; where nodes' rounds differ, of the mean one."""
+    tasks = {name: work.tasks[name] for name in spec.nodes if name in work.tasks}
+    passes = 1 + BACKWARD_FACTOR
+    count = max(len(tasks), 1)
+    tokens = sum(task.tokens for task in tasks.values()) / count
+    steps = sum(task.steps for task in tasks.values()) / count
+    return Workload(
+        model_bytes=work.model_bytes,
+        update_bytes=work.update_bytes,
+        data_bytes={name: task.data_bytes for name, task in tasks.items()},
+        flops=passes * FORWARD_FLOPS_PER_PARAMETER * work.parameters * tokens or None,
+        layer_passes=round(steps * passes * work.layers),
+        samples={name: float(task.samples) for name, task in tasks.items()},
+        makeup=work.makeup,
+        congestion_control=world.congestion_control,
+        orchestrator_bps=_shared_bps(spec, world),
+    )
+
+
+def _shared_bps(spec: m.JobSpec, world: World) -> float | None:
+    """Return the rate of the link that all the nodes' downward paths begin with, if they share it."""
+    first = {node.down[0] for node in world.nodes if node.name in spec.nodes}
+    rates = {link.name: link.rate_bps for link in world.links}
+    return rates[first.pop()] if len(first) == 1 else None

@@ -11,15 +11,10 @@ from dataclasses import dataclass
 from math import prod
 
 from orchestrator.core.model import ORCHESTRATOR
+from orchestrator.core.transfer import FRAME_BYTES, SEGMENT_BYTES, PathShape, sustained_bps
 from orchestrator.simulation.clock import Action, Clock
 from orchestrator.simulation.flows import FlowNetwork
-from orchestrator.simulation.tcp import (
-    PathShape,
-    beginning,
-    initial_window_bits,
-    sustained_bps,
-    wire_bits,
-)
+from orchestrator.simulation.tcp import beginning, initial_window_bits, wire_bits
 from orchestrator.simulation.world import Link, World
 
 Pair = tuple[str, str]
@@ -56,7 +51,8 @@ class Transport:
                 self.shapes[pair] = _shape(path, rtt_s)
                 self.delays_s[pair] = _delay_s(path)
         self._bound_bps = {
-            pair: sustained_bps(shape, world.congestion_control) for pair, shape in self.shapes.items()
+            pair: sustained_bps(shape, world.congestion_control) * FRAME_BYTES / SEGMENT_BYTES
+            for pair, shape in self.shapes.items()
         }
         self._window_bits: dict[Pair, float] = {}
         self._flows = FlowNetwork([link.rate_bps for link in world.links], coalesce_s=coalesce_s)

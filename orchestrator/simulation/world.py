@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 
 from orchestrator.core.errors import InvalidValue
-from orchestrator.simulation.tcp import CONGESTION_CONTROLS
+from orchestrator.core.transfer import CONGESTION_CONTROLS
 
 FAULTS = ("lost", "back", "hung", "garbage")
 
@@ -80,27 +80,32 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
-    """What is sent and computed. `model_bytes` go to a node, `update_bytes` come back each round."""
+class Work:
+    """What is sent and computed. `model_bytes` go to a node, `update_bytes` come back each round.
+
+    `makeup` is what policies may know of the nodes' data (`core.workload.Workload.makeup`).
+    """
 
     parameters: int
     layers: int
     model_bytes: int
     update_bytes: int
     tasks: Mapping[str, Task]
+    makeup: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("parameters", "model_bytes", "update_bytes"):
             if getattr(self, name) < 1:
-                raise InvalidValue(f"workload: {name} is {getattr(self, name)}, must be at least 1")
+                raise InvalidValue(f"work: {name} is {getattr(self, name)}, must be at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Orchestrator:
-    """What the orchestrator's own work takes, in seconds: one aggregation, one evaluation."""
+    """What the orchestrator's own work takes, in seconds: an aggregation, an evaluation, reading metrics."""
 
     aggregate_s: float = 0.0
     evaluate_s: float = 0.0
+    metrics_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

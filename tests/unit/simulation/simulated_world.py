@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orchestrator.core.jsonable import to_json
 from orchestrator.finetune.messages import JobSpec
-from orchestrator.simulation import Link, Node, Task, Workload, World, simulate
+from orchestrator.simulation import Link, Node, Task, Work, World, simulate
 from orchestrator.simulation.loss import Curve, FittedLoss
 
 RATES_BPS = {"h1": 8e6, "h2": 4e6, "h3": 2e6, "h4": 1e6}
@@ -32,9 +32,9 @@ def make_world(*, loss_ratio: float = 0.0, shared_bps: float = 1e9, congestion_c
     return World(links=tuple(links), nodes=tuple(nodes), congestion_control=congestion_control)
 
 
-def make_workload(*, tokens: int = 1000, model_bytes: int = 1448 * 1000) -> Workload:
+def make_work(*, tokens: int = 1000, model_bytes: int = 1448 * 1000) -> Work:
     task = Task(data_bytes=1448 * 100, tokens=tokens, steps=1, samples=32)
-    return Workload(
+    return Work(
         parameters=100_000,
         layers=0,
         model_bytes=model_bytes,
@@ -53,7 +53,7 @@ class Simulated:
         return simulate(
             job,
             world=world or make_world(),
-            workload=more.pop("workload", None) or make_workload(),
+            work=more.pop("work", None) or make_work(),
             loss=FittedLoss(CURVE, samples_per_round=32),
             seed=seed,
             **more,

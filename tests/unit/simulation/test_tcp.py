@@ -1,46 +1,12 @@
-"""What TCP gets out of a path."""
+"""How TCP transfers begin."""
 
 from __future__ import annotations
 
 import pytest
 
-from orchestrator.simulation.tcp import (
-    PathShape,
-    beginning,
-    initial_window_bits,
-    sustained_bps,
-    wire_bits,
-)
+from orchestrator.simulation.tcp import beginning, initial_window_bits, wire_bits
 
 FRAME_BITS = 8 * 1514
-
-
-def test_without_loss_both_fill_the_path():
-    path = PathShape(rate_bps=16e6, rtt_s=0.1, loss_ratio=0.0)
-    assert sustained_bps(path, "bbr") == sustained_bps(path, "cubic") == 16e6
-
-
-def test_bbr_loses_no_more_than_what_is_lost():
-    path = PathShape(rate_bps=16e6, rtt_s=0.1, loss_ratio=0.02)
-    assert sustained_bps(path, "bbr") == pytest.approx(0.98 * 16e6)
-
-
-def test_cubic_at_one_percent_and_a_short_way_is_as_fast_as_reno():
-    path = PathShape(rate_bps=1e9, rtt_s=0.02, loss_ratio=0.01)
-    assert sustained_bps(path, "cubic") == pytest.approx(1.2247 / 0.1 * FRAME_BITS / 0.02, rel=1e-3)
-
-
-def test_cubic_on_a_long_clean_way_is_faster_than_reno():
-    path = PathShape(rate_bps=1e9, rtt_s=0.2, loss_ratio=1e-5)
-    # RFC 8312, Eq. 6 with C 0.4 and beta 0.7: 1.054 * RTT^0.75 / p^0.75 segments.
-    assert sustained_bps(path, "cubic") == pytest.approx(
-        1.054 * (0.2 / 1e-5) ** 0.75 * FRAME_BITS / 0.2, rel=1e-3
-    )
-
-
-def test_an_unknown_congestion_control_is_refused():
-    with pytest.raises(ValueError, match="vegas"):
-        sustained_bps(PathShape(rate_bps=1e6, rtt_s=0.1, loss_ratio=0.0), "vegas")
 
 
 def test_a_transfer_that_fits_the_window_begins_at_once():

@@ -1,0 +1,113 @@
+"""The stragglers benchmark: what it simulates, how figures come out of rows, and the form of its file."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.stragglers import __main__ as command
+from benchmarks.stragglers import arms, figures, fit, sweep, validation
+from benchmarks.stragglers.small import by_topic
+from benchmarks.stragglers.worlds import world
+from orchestrator.simulation.loss import Curve
+from topologies.specs import network_spec
+
+
+def test_a_quick_run_writes_rows_lines_targets_and_pictures(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "stragglers.json"
+    monkeypatch.setattr("sys.argv", ["stragglers", "--quick", "--json", str(path)])
+    assert command.main() == 0
+    result = json.loads(path.read_text())
+    assert {row["arm"] for row in result["rows"]} == {arm.name for arm in arms.ARMS}
+    assert {line["nodes"] for line in result["lines"]} == {12, 16}
+    assert {picture.name for picture in tmp_path.glob("*.png")} == {
+        "stragglers.completion.png",
+        "stragglers.loss-simulation.png",
+    }
+    assert all(set(target) == {"name", "value", "op", "limit", "met"} for target in result["targets"])
+
+
+def test_the_simulated_paths_are_those_that_the_emulation_configures() -> None:
+    scenario = validation.scenario(2, seed=5, prefix="tst", port=7000)
+    spec = network_spec(scenario)
+    made = world(spec, congestion_control="bbr")
+    links = {link.name: link for link in made.links}
+    for node in made.nodes:
+        path, expected = [links[name] for name in node.down], spec.end_to_end(node.name)
+        assert min(link.rate_bps for link in path) == expected.rate_bps
+        assert sum(link.delay_s for link in path) == pytest.approx(expected.delay_s)
+        assert 1 - math.prod(1 - link.loss_ratio for link in path) == pytest.approx(expected.loss_ratio)
+
+
+def test_the_same_case_gives_the_same_row_each_time() -> None:
+    case = sweep.Case(setup=1, nodes=12, seed=3)
+    first, second = (sweep.run_case(case, (arms.ALL, arms.PLAN)) for _ in range(2))
+    assert first == second
+
+
+def row(arm: arms.Arm, seed: int, completion_s: float, loss: float = 1.5) -> dict:
+    return {
+        "where": "simulation",
+        "setup": 1,
+        "nodes": 40,
+        "seed": seed,
+        "congestion_control": "bbr",
+        "rate_floor_bps": sweep.RATE_FLOOR_BPS,
+        "partition": "equal",
+        "arm": arm.name,
+        "policy": arm.policy,
+        "completion_s": completion_s,
+        "loss": [2.4, loss],
+        "energy_j": 10.0,
+    }
+
+
+def test_a_reduction_is_the_median_of_each_seeds_own() -> None:
+    rows = [row(arms.ALL, 1, 100.0), row(arms.ALL, 2, 1000.0), row(arms.ALL, 3, 50.0)]
+    rows += [row(arms.PLAN, 1, 10.0), row(arms.PLAN, 2, 500.0), row(arms.PLAN, 3, 15.0)]
+    line = next(line for line in figures.summarise(rows) if line["arm"] == arms.PLAN.name)
+    assert line["reduction_median"] == pytest.approx(0.7)
+    assert line["completion_median_s"] == 15.0
+
+
+def test_targets_are_met_or_missed_by_what_the_rows_say() -> None:
+    rows = [row(arms.ALL, 1, 100.0), row(arms.PLAN, 1, 6.0), row(arms.FITTED, 1, 30.0)]
+    met = {target.name: target.met for target in figures.targets(rows, figures.summarise(rows))}
+    assert met == {
+        "plan: reduction, setup 1, 40 nodes": True,
+        "eliminate, fitted: reduction, setup 1, 40 nodes": False,
+    }
+
+
+def test_a_validation_whose_links_were_late_does_not_count() -> None:
+    late = {"where": "validation", "links_kept_up": False, "completion_error": 0.9, "epoch_errors": [0.9]}
+    good = {"where": "validation", "links_kept_up": True, "completion_error": -0.05, "epoch_errors": [0.1]}
+    found = {target.name: target.value for target in figures.targets([late, good], [])}
+    assert found == {
+        "validated scenarios": 1,
+        "completion error, worst": 0.05,
+        "epoch error, worst": 0.1,
+    }
+
+
+def test_a_curve_is_found_again_from_its_own_points() -> None:
+    curve = Curve(start=2.4, floor=1.2, scale=3.0, power=0.8, gain=0.15)
+    counts = (1, 4, 16)
+    losses = [[curve.loss(rounds * count**curve.gain) for rounds in range(11)] for count in counts]
+    found, error = fit.fit_curve(counts, losses)
+    assert error < 1e-3
+    assert found.loss(10.0) == pytest.approx(curve.loss(10.0), rel=1e-2)
+
+
+def test_topics_are_dealt_out_in_equal_amounts_and_unequal_shares() -> None:
+    nodes = tuple(f"h{i}" for i in range(12))
+    tokens = np.repeat(np.arange(8, dtype=np.int32), 257 * 30)
+    held_out, parts = by_topic(tokens, nodes, sequence=64, alpha=0.3, seed=1)
+    assert len({len(part) for part in parts.values()}) == 1
+    assert set(np.unique(held_out)) == set(range(8))
+    largest = [np.bincount(part, minlength=8).max() / len(part) for part in parts.values()]
+    assert np.mean(largest) > 0.4
