@@ -13,7 +13,7 @@ else; if nobody is left, those eliminated or never selected are called.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from math import isfinite
 from random import Random
@@ -513,7 +513,7 @@ class Engine:
         if any(self._is_settling(node) for node in self._nodes.values()):
             return
         self._phase = Phase.ENDED
-        settled = tuple(node.name for node in self._nodes.values() if node.has(self._version))
+        settled = {node.name: None for node in self._nodes.values() if node.has(self._version)}
         job_s = now_s - self._started_at_s
         spent = {
             node.name: energy(
@@ -529,7 +529,7 @@ class Engine:
             final_version=self._version,
             completion_s=self._completed_at_s - self._started_at_s,
             settle_s=max(0.0, now_s - self._completed_at_s),
-            settled=settled,
+            settled=tuple(settled),
             unsettled={node.name: node.absence for node in self._nodes.values() if node.name not in settled},
             energy=spent,
             energy_total=total(spent.values()),
@@ -542,9 +542,9 @@ class Engine:
 
     # Background updates
 
-    def _sync(self, now_s: float) -> None:
+    def _sync(self, now_s: float, among: Iterable[Node] | None = None) -> None:
         """Begin a transfer to each node that is behind, idle, and has none in flight: newest version only."""
-        for node in self._nodes.values():
+        for node in self._nodes.values() if among is None else among:
             if self._needs_sync(node):
                 node.syncing_since_s = now_s
                 self._out.append(SyncNode(node=node.name, version=self._version))
@@ -565,7 +565,7 @@ class Engine:
         node.version, node.syncing_since_s, node.sync_failures = max(node.version, event.version), None, 0
         if node.health is Health.SILENT:
             node.health = Health.READY
-        self._sync(event.now_s)
+        self._sync(event.now_s, [node])
         self._try_finish(event.now_s)
 
     def _sync_failed(self, node: Node, now_s: float, reason: str) -> None:
