@@ -62,18 +62,18 @@ def fit_curve(contributors: Sequence[int], losses: Sequence[Sequence[float]]) ->
     counts = np.array(contributors, dtype=float)[:, None]
 
     def model(values: np.ndarray) -> np.ndarray:
-        start, floor, scale, power, gain = values
-        progress = rounds * counts**gain
-        return floor + (start - floor) * (1 + progress / scale) ** -power
+        start, floor, scale, power, noise = values
+        left = (1 + rounds / scale) ** -power
+        return floor + (start - floor) * left + noise / counts * (1 - left)
 
     start = float(seen[:, 0].mean())
     found = least_squares(
         lambda values: (model(values) - seen).ravel(),
         x0=[start, 0.6 * start, 3.0, 0.7, 0.1],
-        bounds=([0.5 * start, 0.0, 1e-2, 1e-2, 0.0], [2 * start, 0.98 * start, 1e4, 10.0, 1.0]),
+        bounds=([0.5 * start, 0.0, 1e-2, 1e-2, 0.0], [2 * start, 0.98 * start, 1e4, 10.0, start]),
     )
-    values = [float(value) for value in found.x]
-    curve = Curve(start=values[0], floor=values[1], scale=values[2], power=values[3], gain=values[4])
+    start, floor, scale, power, noise = (float(value) for value in found.x)
+    curve = Curve(start=start, floor=floor, scale=scale, power=power, noise=noise)
     return curve, float(np.sqrt(np.mean(found.fun**2)))
 
 

@@ -5,7 +5,6 @@ What trains for real at small scale lives outside of this package; it needs torc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,30 +31,27 @@ class LossModel(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """The form of the fitted loss: floor + (start - floor) * (1 + x / scale) ** -power.
+    """The form of the fitted loss: floor + (start - floor) g + noise / n (1 - g), g = (1 + x / scale)^-power.
 
-    x is the training so far: the sum over rounds of (mean samples of a contributor) * contributors ** gain.
-    With averaged updates a round's progress is that of one node; more contributors only make it less noisy,
-    so `gain` is small.
+    x is the training so far, in rounds: of each the mean samples of a contributor, relative to the usual.
+    With averaged updates a round makes the progress of one node, whatever their number; n, those of the
+    newest round, make it less noisy.
     """
 
     start: float
     floor: float
     scale: float
     power: float
-    gain: float
+    noise: float
 
     def __post_init__(self) -> None:
-        if not (self.start > self.floor >= 0 and self.scale > 0 and self.power > 0):
-            raise InvalidValue(f"loss curve: needs start > floor >= 0, scale and power above 0: {self}")
+        if not (self.start > self.floor >= 0 and self.scale > 0 and self.power > 0 and self.noise >= 0):
+            raise InvalidValue(f"loss curve: start > floor >= 0, scale, power > 0, noise >= 0; is {self}")
 
-    def loss(self, progress: float) -> float:
-        """Return the loss after `progress`."""
-        return self.floor + (self.start - self.floor) * float((1 + progress / self.scale) ** -self.power)
-
-    def progress(self, samples: Sequence[float]) -> float:
-        """Return what one round with these contributors' samples adds."""
-        return sum(samples) / len(samples) * float(len(samples) ** self.gain)
+    def loss(self, progress: float, contributors: int) -> float:
+        """Return the loss after `progress` rounds, the last with so many `contributors`."""
+        left = float((1 + progress / self.scale) ** -self.power)
+        return self.floor + (self.start - self.floor) * left + self.noise / contributors * (1 - left)
 
 
 class FittedLoss:
@@ -64,7 +60,7 @@ class FittedLoss:
     def __init__(self, curve: Curve, *, samples_per_round: float) -> None:
         self._curve = curve
         self._unit = samples_per_round
-        self._progress = {0: 0.0}
+        self._versions = {0: (0.0, 1)}
         self.source = f"curve fitted on real training: {curve}"
 
     def train(self, node: str, epoch: int, version: int) -> float | None:
@@ -73,9 +69,11 @@ class FittedLoss:
 
     def aggregate(self, order: Aggregate) -> None:
         """Note a round."""
-        done = self._curve.progress([item.weight / self._unit for item in order.contributions])
-        self._progress[order.new_version] = self._progress[order.base_version] + done
+        count = len(order.contributions)
+        done = sum(item.weight for item in order.contributions) / count / self._unit
+        progress, _ = self._versions[order.base_version]
+        self._versions[order.new_version] = (progress + done, count)
 
     def loss(self, version: int) -> float:
         """Return the loss of `version`."""
-        return self._curve.loss(self._progress[version])
+        return self._curve.loss(*self._versions[version])

@@ -95,12 +95,12 @@ def test_a_validation_whose_links_were_late_does_not_count() -> None:
 
 
 def test_a_curve_is_found_again_from_its_own_points() -> None:
-    curve = Curve(start=2.4, floor=1.2, scale=3.0, power=0.8, gain=0.15)
+    curve = Curve(start=2.4, floor=1.2, scale=3.0, power=0.8, noise=0.15)
     counts = (1, 4, 16)
-    losses = [[curve.loss(rounds * count**curve.gain) for rounds in range(11)] for count in counts]
+    losses = [[curve.loss(rounds, count) for rounds in range(11)] for count in counts]
     found, error = fit.fit_curve(counts, losses)
     assert error < 1e-3
-    assert found.loss(10.0) == pytest.approx(curve.loss(10.0), rel=1e-2)
+    assert found.loss(10.0, 2) == pytest.approx(curve.loss(10.0, 2), rel=1e-2)
 
 
 def test_topics_are_dealt_out_in_equal_amounts_and_unequal_shares() -> None:
