@@ -8,13 +8,13 @@ an idle connection starts from the initial window again (RFC 5681, section 4.1).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 
 from orchestrator.core.model import ORCHESTRATOR
 from orchestrator.core.transfer import FRAME_BYTES, SEGMENT_BYTES, PathShape, sustained_bps
 from orchestrator.simulation.clock import Action, Clock
 from orchestrator.simulation.flows import FlowNetwork
-from orchestrator.simulation.tcp import beginning, initial_window_bits, wire_bits
+from orchestrator.simulation.tcp import beginning, initial_window_bits, recovery_s, wire_bits
 from orchestrator.simulation.world import Link, World
 
 Pair = tuple[str, str]
@@ -55,6 +55,9 @@ class Transport:
             for pair, shape in self.shapes.items()
         }
         self._window_bits: dict[Pair, float] = {}
+        self._first_window_bits = (
+            inf if world.used_before and world.congestion_control == "bbr" else initial_window_bits()
+        )
         self._flows = FlowNetwork([link.rate_bps for link in world.links], coalesce_s=coalesce_s)
         self._under_way: dict[int, Transfer] = {}
 
@@ -76,12 +79,15 @@ class Transport:
     def send(self, src: str, dst: str, payload_bytes: float, then: Action) -> Transfer:
         """Carry `payload_bytes`; `then` is called when the last has arrived."""
         pair, bits = (src, dst), wire_bits(payload_bytes)
+        shape, rate_bps = self.shapes[pair], self._bound_bps[pair]
         begun = beginning(
             bits=bits,
-            rate_bps=self._bound_bps[pair],
-            rtt_s=self.shapes[pair].rtt_s,
-            window_bits=self._window_bits.get(pair, initial_window_bits()),
+            rate_bps=rate_bps,
+            rtt_s=shape.rtt_s,
+            window_bits=self._window_bits.get(pair, self._first_window_bits),
+            loss_ratio=shape.loss_ratio,
         )
+        late_s = recovery_s(bits=bits, rate_bps=rate_bps, rtt_s=shape.rtt_s, loss_ratio=shape.loss_ratio)
         if self._congestion_control == "bbr":
             self._window_bits[pair] = begun.window_bits
         transfer = Transfer(then)
@@ -89,11 +95,11 @@ class Transport:
         def flow() -> None:
             if not transfer.cancelled:
                 transfer.flow = self._flows.start(
-                    self._links[pair], bits=bits, bound_bps=self._bound_bps[pair], now_s=self._clock.now_s
+                    self._links[pair], bits=bits, bound_bps=rate_bps, now_s=self._clock.now_s
                 )
                 self._under_way[transfer.flow] = transfer
 
-        self._clock.after(self.delays_s[pair] + begun.lost_s, flow)
+        self._clock.after(self.delays_s[pair] + begun.lost_s + late_s, flow)
         return transfer
 
     def cancel(self, transfer: Transfer) -> None:
@@ -105,8 +111,8 @@ class Transport:
 
     def forget(self, node: str) -> None:
         """Begin with new connections to `node` from now on."""
-        self._window_bits.pop((ORCHESTRATOR, node), None)
-        self._window_bits.pop((node, ORCHESTRATOR), None)
+        self._window_bits[ORCHESTRATOR, node] = initial_window_bits()
+        self._window_bits[node, ORCHESTRATOR] = initial_window_bits()
 
 
 def _delay_s(path: list[Link]) -> float:

@@ -50,11 +50,15 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """A network with the orchestrator and its nodes, and the congestion control that all of them use."""
+    """A network with the orchestrator and its nodes, and the congestion control that all of them use.
+
+    `used_before`: the connections have carried another job, so that they know their paths.
+    """
 
     links: tuple[Link, ...]
     nodes: tuple[Node, ...]
     congestion_control: str = "bbr"
+    used_before: bool = False
 
     def __post_init__(self) -> None:
         known = {link.name for link in self.links}
