@@ -9,7 +9,7 @@ from orchestrator.core.scoring import Weights
 from orchestrator.simulation.loss import Curve
 
 CURVE = Curve(start=2.4162, floor=0.0, scale=0.61338, power=0.056095, noise=1.77834)
-FITTED_WEIGHTS = Weights(compute=0.0, bandwidth=0.0, delay=0.0, loss=0.0, time=1.0)
+FITTED_WEIGHTS = Weights(compute=0.0, bandwidth=0.25, delay=0.0, loss=0.0, time=0.75)
 RECORD = {
     "command": "python -m benchmarks.stragglers.fit",
     "curve": "held-out loss of the built-in model after 1 to 10 rounds of 8 x 4 x 64 tokens on 1, 2, 4, 8, "
