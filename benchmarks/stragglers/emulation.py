@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.stragglers.arms import Arm
+from benchmarks.stragglers.replay import seen
 from demo import measuring
 from demo.session import ORCHESTRATOR, Session
 from orchestrator.client import Client
@@ -123,6 +124,7 @@ def run_job(bed: Testbed, arm: Arm, *, model: str, progress: Progress) -> dict[s
         "epochs": [_epoch(epoch) for epoch in done["epochs"]],
         "links_kept_up": emulation["kept_up"],
         "device_lateness": _lateness(done["epochs"]),
+        "seen": seen(bed.api.items(f"/api/v1/jobs/{job}/decisions")),
     }
 
 

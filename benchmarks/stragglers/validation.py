@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.stragglers import arms, emulation
 from benchmarks.stragglers.arms import Arm
 from benchmarks.stragglers.emulation import Progress, Testbed
+from benchmarks.stragglers.replay import Replayed
 from benchmarks.stragglers.small import cached_models
 from benchmarks.stragglers.worlds import world
 from orchestrator.adapters.models import FolderModels
@@ -105,13 +106,15 @@ def _compare(
 ) -> dict[str, Any]:
     """Simulate what was emulated; the connections of all but the testbed's first job know their paths."""
     control = row["profile"]["congestion_control"]
+    place = replace(world(bed.spec, congestion_control=control), used_before=not first)
     found = simulate(
         arm.spec(tuple(work.tasks), bed.scenario.finetune.epochs),
-        world=replace(world(bed.spec, congestion_control=control), used_before=not first),
+        world=place,
         work=work,
         loss=FittedLoss(_UNUSED_CURVE, samples_per_round=1.0),
         seed=bed.scenario.seed,
         orchestrator=twin,
+        observer=Replayed(place, row["seen"]),
     )
     if found.summary is None:
         raise RuntimeError(f"{bed.scenario.name}, {arm.name}: simulated job failed: {found.failure}")

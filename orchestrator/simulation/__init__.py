@@ -1,5 +1,6 @@
 """The fine-tuning engine on a virtual clock: a flow-level network, modelled devices, a model of the loss."""
 
+from orchestrator.simulation.measuring import Observer
 from orchestrator.simulation.run import NodeUse, Result, SimulationError, simulate
 from orchestrator.simulation.world import Fault, Link, Measuring, Node, Orchestrator, Task, Work, World
 
@@ -9,6 +10,7 @@ __all__ = [
     "Measuring",
     "Node",
     "NodeUse",
+    "Observer",
     "Orchestrator",
     "Result",
     "SimulationError",

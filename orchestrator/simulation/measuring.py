@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from math import sqrt
+from typing import Protocol
 
 import numpy as np
 
@@ -12,6 +14,16 @@ from orchestrator.simulation.world import Measuring, Node
 
 _Z95 = 1.959964
 _SOURCE = "simulated measurement"
+
+
+class Observer(Protocol):
+    """Says what is known of the network and the nodes whenever the engine asks."""
+
+    def measure(self, now_s: float, delays_s: Mapping[tuple[str, str], float]) -> Network:
+        """Return the measured paths; `delays_s` are the true one-way delays."""
+
+    def states(self, gone: Set[str]) -> tuple[NodeState, ...]:
+        """Return what is known of the nodes' devices; those `gone` are not alive."""
 
 
 class Controller:
@@ -30,7 +42,7 @@ class Controller:
         self._seed = seed
         self._asked = 0
 
-    def measure(self, now_s: float, delays_s: dict[tuple[str, str], float]) -> Network:
+    def measure(self, now_s: float, delays_s: Mapping[tuple[str, str], float]) -> Network:
         """Return the paths in both directions of every node; `delays_s` are the true one-way delays."""
         draw = np.random.default_rng([self._seed, 0x6D65, self._asked])
         self._asked += 1
@@ -50,7 +62,7 @@ class Controller:
         }
         return Network(taken_at_s=now_s, paths=paths)
 
-    def states(self, gone: set[str]) -> tuple[NodeState, ...]:
+    def states(self, gone: Set[str]) -> tuple[NodeState, ...]:
         """Return what is known of the nodes' devices; those `gone` are not alive."""
         return tuple(
             NodeState(

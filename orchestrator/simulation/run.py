@@ -19,7 +19,7 @@ from orchestrator.finetune import messages as m
 from orchestrator.finetune.engine import Engine
 from orchestrator.simulation.clock import Action, Clock
 from orchestrator.simulation.loss import LossModel
-from orchestrator.simulation.measuring import Controller
+from orchestrator.simulation.measuring import Controller, Observer
 from orchestrator.simulation.transport import Transfer, Transport
 from orchestrator.simulation.world import Fault, Measuring, Node, Orchestrator, Work, World
 from workers.device import BACKWARD_FACTOR, FORWARD_FLOPS_PER_PARAMETER, DeviceProfile, training_s
@@ -62,13 +62,14 @@ def simulate(
     seed: int,
     orchestrator: Orchestrator | None = None,
     measuring: Measuring | None = None,
+    observer: Observer | None = None,
     faults: Sequence[Fault] = (),
     coalesce_s: float = 0.0,
 ) -> Result:
     """Run the job of `spec` to its end; the same arguments give the same result.
 
-    `seed` is that of the policy's draws, as in live jobs, and of the measurements' errors. `coalesce_s`: see
-    `FlowNetwork`.
+    `seed` is that of the policy's draws, as in live jobs, and of the measurements' errors; an `observer` of
+    one's own measures instead. `coalesce_s`: see `FlowNetwork`.
 
     Raises:
         SimulationError: a node of the job is not in the world or has no task, or nothing is left to happen
@@ -82,6 +83,7 @@ def simulate(
         seed=seed,
         orchestrator=orchestrator or Orchestrator(),
         measuring=measuring or Measuring(),
+        observer=observer,
         coalesce_s=coalesce_s,
     )
     return run.run(faults)
@@ -119,6 +121,7 @@ class _Run:
         seed: int,
         orchestrator: Orchestrator,
         measuring: Measuring,
+        observer: Observer | None,
         coalesce_s: float,
     ) -> None:
         self._spec = spec
@@ -140,7 +143,7 @@ class _Run:
         }
         nodes = tuple(run.node for run in self._nodes.values())
         shapes = {pair: shape for pair, shape in self._transport.shapes.items() if self._concerns(pair)}
-        self._controller = Controller(nodes, shapes, measuring, seed)
+        self._observer = observer or Controller(nodes, shapes, measuring, seed)
         self._evaluator_free_s = 0.0
         self._ticks: set[int] = set()
         self._reports: dict[int, m.EpochReport] = {}
@@ -371,8 +374,8 @@ class _Run:
 
     def _take_metrics(self, epoch: int) -> None:
         gone = {name for name, run in self._nodes.items() if run.gone}
-        nodes = self._controller.states(gone)
-        network = self._controller.measure(self._clock.now_s, self._transport.delays_s)
+        nodes = self._observer.states(gone)
+        network = self._observer.measure(self._clock.now_s, self._transport.delays_s)
         self._tell_soon(
             self._costs.metrics_s,
             lambda now_s: m.MetricsTaken(now_s=now_s, epoch=epoch, nodes=nodes, network=network),
