@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.stragglers import __main__ as command
 from benchmarks.stragglers import arms, figures, fit, sweep, validation
+from benchmarks.stragglers.replay import Replayed, seen
 from benchmarks.stragglers.small import by_topic
 from benchmarks.stragglers.worlds import world
 from orchestrator.simulation.loss import Curve
@@ -47,6 +48,26 @@ def test_the_same_case_gives_the_same_row_each_time() -> None:
     case = sweep.Case(setup=1, nodes=12, seed=3)
     first, second = (sweep.run_case(case, (arms.ALL, arms.PLAN)) for _ in range(2))
     assert first == second
+
+
+def test_a_replay_answers_for_each_epoch_what_the_testbed_saw_after_it() -> None:
+    def decision(node: str, bandwidth: float) -> dict:
+        criteria = {"bandwidth": {"value": bandwidth}, "delay": {"value": 0.05}, "loss": {"value": None}}
+        return {"kind": "eliminate", "scores": [{"node": node, "criteria": criteria}]}
+
+    epochs = seen([{"kind": "job"}, decision("h1", 5e6), decision("h2", 7e6)])
+    place = world(
+        network_spec(validation.scenario(1, seed=5, prefix="tst", port=7000)), congestion_control="bbr"
+    )
+    replayed = Replayed(place, epochs)
+    pairs = {("orch", "h1"): 0.1, ("h1", "orch"): 0.1, ("orch", "h2"): 0.1, ("h2", "orch"): 0.1}
+    before, first, second, later = (replayed.measure(0.0, pairs) for _ in range(4))
+    assert before.paths == first.paths
+    assert first.path("orch", "h1").capacity_bps.value == 5e6
+    assert first.path("orch", "h1").loss_ratio.value is None
+    assert ("orch", "h2") not in first.paths
+    assert second.path("h2", "orch").capacity_bps.value == 7e6
+    assert later.paths == second.paths
 
 
 def row(arm: arms.Arm, seed: int, completion_s: float, loss: float = 1.5) -> dict:
