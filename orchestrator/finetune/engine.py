@@ -74,6 +74,7 @@ from orchestrator.finetune.state import (
 )
 
 SYNC_ATTEMPTS = 3
+_AGAIN = 1.02
 
 
 class Engine:
@@ -96,6 +97,7 @@ class Engine:
         self._version = 0
         self._losses: dict[int, float] = {}
         self._reports: dict[int, EpochReport] = {}
+        self._now_s = 0.0
         self._started_at_s = 0.0
         self._elapsed_s = 0.0
         self._resumed = False
@@ -136,6 +138,22 @@ class Engine:
     def active(self) -> tuple[str, ...]:
         """Return the nodes that take part."""
         return tuple(name for name, node in self._nodes.items() if node.out is None)
+
+    @property
+    def wakes_at_s(self) -> float | None:
+        """Return when a Tick could close the round in progress although answers are awaited; None: it could not.
+
+        Who sends one each second need not look. As time passes, a policy may become certain at any moment: it is
+        asked again after each fiftieth of the round so far.
+        """
+        current, plan = self._round, self._round.plan
+        if self._phase is not Phase.ROUND or not current.waiting or not current.updates:
+            return None
+        times = [] if plan.deadline_s is None else [plan.deadline_s]
+        if plan.quorum is not None and len(current.updates) >= plan.quorum:
+            elapsed_s = self._now_s - current.started_at_s
+            times.append(max(plan.patience_s, elapsed_s * _AGAIN))
+        return current.started_at_s + min(times) if times else None
 
     def snapshot(self, now_s: float) -> Snapshot:
         """Return all that `restore` needs to go on from the newest version.
@@ -181,6 +199,7 @@ class Engine:
         """Take `event`, return what is to be done, in order."""
         if self.ended:
             return self._after_the_end(event)
+        self._now_s = event.now_s
         self._handlers[type(event)](event)
         instructions, self._out = self._out, []
         return instructions
