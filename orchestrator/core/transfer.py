@@ -8,7 +8,7 @@ loss alone does not slow it down).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, log2, sqrt
+from math import inf, log, log2, sqrt
 
 CONGESTION_CONTROLS = ("bbr", "cubic")
 SEGMENT_BYTES, FRAME_BYTES = 1448, 1514
@@ -57,10 +57,11 @@ def transfer_s(payload_bytes: float, path: PathShape, control: str) -> float:
 
 
 def _slow_start_s(payload_bytes: float, rate_bps: float, rtt_s: float) -> float:
-    """Return what doubling the window each round trip loses against sending at the rate at once."""
+    """Return what a window that doubles each round trip loses against sending at the rate at once."""
     full = rate_bps * rtt_s / 8
     if full <= INITIAL_WINDOW_BYTES:
         return 0.0
-    rounds = min(log2(full / INITIAL_WINDOW_BYTES), log2(payload_bytes / INITIAL_WINDOW_BYTES + 1))
-    sent = INITIAL_WINDOW_BYTES * (2**rounds - 1)
+    to_send = log2(payload_bytes * log(2) / INITIAL_WINDOW_BYTES + 1)
+    rounds = min(log2(full / INITIAL_WINDOW_BYTES), to_send)
+    sent = INITIAL_WINDOW_BYTES / log(2) * (2**rounds - 1)
     return max(0.0, rounds * rtt_s - 8 * sent / rate_bps)
