@@ -141,10 +141,11 @@ class Engine:
 
     @property
     def wakes_at_s(self) -> float | None:
-        """Return when a Tick could close the round in progress although answers are awaited; None: it could not.
+        """Return when a Tick could close the round in progress although answers are awaited; None: it could
+        not.
 
-        Who sends one each second need not look. As time passes, a policy may become certain at any moment: it is
-        asked again after each fiftieth of the round so far.
+        Who sends one each second need not look. As time passes, a policy may become certain at any moment:
+        it is asked again after each fiftieth of the round so far.
         """
         current, plan = self._round, self._round.plan
         if self._phase is not Phase.ROUND or not current.waiting or not current.updates:
@@ -441,7 +442,8 @@ class Engine:
         return why is not None
 
     def _on_aggregated(self, event: Aggregated) -> None:
-        if self._phase is not Phase.CLOSING or event.version != self._version + 1:
+        expected = self._phase is Phase.CLOSING and not self._round.aggregated
+        if not expected or event.version != self._version + 1:
             return
         self._version, self._round.aggregated = event.version, True
         self._out.append(Evaluate(version=event.version))

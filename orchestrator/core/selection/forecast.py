@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from statistics import median
+from statistics import median_low
 
 from orchestrator.core.selection.interface import Outcome, Situation
 from orchestrator.core.workload import Prediction, predict
@@ -31,8 +31,8 @@ def forecasts(names: Iterable[str], situation: Situation) -> dict[str, Forecast]
     median ratio of all that were seen.
     """
     ratios = seen_ratios(situation)
-    common = median(ratios.values()) if ratios else 1.0
     latest = _latest(situation)
+    common = median_low([ratio for name, ratio in ratios.items() if name in latest] or [1.0])
     return {name: _forecast(name, situation, ratios.get(name), common, latest) for name in names}
 
 
