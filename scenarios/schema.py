@@ -161,9 +161,9 @@ class Oort(_Section):
 class Plan(_Section):
     """What planning weighs time against (docs/policies.md)."""
 
-    noise_nodes: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    noise_nodes: Annotated[float, Field(ge=0, le=1e6)] = 3.0
     """Gradient noise scale in samples of an average node."""
-    least_efficiency: Annotated[float, Field(ge=0, le=1)] = 0.9
+    least_efficiency: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Progress per round that a set must make, as a share of all nodes'."""
     drift: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     """What it costs if the kept data is unlike the whole."""

@@ -43,8 +43,8 @@ class PlanOptions:
     takes this many times the forecast, if `quorum` of the members have answered.
     """
 
-    noise_nodes: float = 1.0
-    least_efficiency: float = 0.9
+    noise_nodes: float = 3.0
+    least_efficiency: float = 0.8
     drift: float = 1.0
     gain: float = 0.1
     patience: float = 1.5
