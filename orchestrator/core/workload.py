@@ -93,9 +93,9 @@ def _compute_s(name: str, state: NodeState | None, workload: Workload) -> tuple[
 def _shape(network: Network, src: str, dst: str) -> tuple[PathShape | None, str]:
     """Read a path as a connection meets it; unknown loss counts as none, unknown delay as none."""
     there, back = network.path(src, dst), network.path(dst, src)
-    rate = _free(there.available_bps, there.capacity_bps)
+    rate = _free(there.usable_bps, there.capacity_bps)
     if rate is None:
-        return None, there.available_bps.reason or f"the bandwidth from {src} to {dst} is unknown"
+        return None, there.usable_bps.reason or f"the bandwidth from {src} to {dst} is unknown"
     ways = [path.delay_s.value for path in (there, back) if path.delay_s.value is not None]
     rtt_s = 2 * sum(ways) / len(ways) if ways else 0.0
     measured = there.available_bps.source == "goodput"
