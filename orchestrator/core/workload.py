@@ -98,7 +98,7 @@ def _shape(network: Network, src: str, dst: str) -> tuple[PathShape | None, str]
         return None, there.usable_bps.reason or f"the bandwidth from {src} to {dst} is unknown"
     ways = [path.delay_s.value for path in (there, back) if path.delay_s.value is not None]
     rtt_s = 2 * sum(ways) / len(ways) if ways else 0.0
-    measured = there.available_bps.source == "goodput"
+    measured = there.usable_bps.source == "transfers"
     loss = 0.0 if measured else there.loss_ratio.value or 0.0
     return PathShape(rate_bps=rate, rtt_s=rtt_s, loss_ratio=loss), ""
 

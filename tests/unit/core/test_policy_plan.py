@@ -104,7 +104,7 @@ def test_a_node_that_was_forecast_wrongly_is_replaced() -> None:
         unselected=("h7", "h8"),
         situation=situation(rates(20, 20, 20, 20, 20, 20, 10, 1), history=history),
     )
-    choice = plan(least_efficiency=0.96).choose(view)
+    choice = plan(least_efficiency=0.96, noise_nodes=1.0).choose(view)
     assert (choice.eliminated, choice.readmitted) == (("h1",), ("h7",))
     assert choice.reason.startswith("out h1; in h7: a round of")
     assert world.history == ()
