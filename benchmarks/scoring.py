@@ -1,7 +1,8 @@
-"""How long it takes to score a million nodes and choose whom to eliminate.
+"""How long it takes to score a million nodes and choose whom to eliminate, or to choose by plan or utility.
 
-`python -m benchmarks.scoring [--quick] [--seed N] --json FILE`. The scores are interleaved; a row is one
-repetition of one score over synthetic criteria in natural units, unknown values among them.
+`python -m benchmarks.scoring [--quick] [--seed N] --json FILE`. The variants are interleaved; a row is one
+repetition of one of them over synthetic criteria in natural units, unknown values among them. `plan` compares
+the million sets of the fastest 1..N, `oort` works out utilities and draws half of the nodes.
 """
 
 from __future__ import annotations
@@ -19,8 +20,12 @@ from benchmarks import envelope
 from benchmarks.envelope import Target
 from orchestrator.core.scoring import fill_unknown, score
 from orchestrator.core.selection.elimination import eliminations_per_epoch
+from orchestrator.core.selection.oort import draw
+from orchestrator.core.selection.planning import PlanOptions, Pool, costs
 
 VARIANTS = ("projection", "euclidean", "printed")
+CHOOSERS = ("plan", "oort")
+BYTES = 2 * 500e6
 EPOCHS = 10
 LIMIT_S = 0.5
 UNKNOWN_RATIO = 0.01
@@ -60,6 +65,36 @@ def repetition(values: np.ndarray, variant: str) -> dict[str, Any]:
     }
 
 
+def choosing(values: np.ndarray, chooser: str, seed: int) -> dict[str, Any]:
+    """Forecast every node's round from its criteria and choose once; return the seconds of both."""
+    began = time.perf_counter()
+    compute, bandwidth = fill_unknown(values)[:, :2].T
+    round_s = 8 * BYTES / bandwidth + 1e12 / compute
+    scored = time.perf_counter()
+    if chooser == "plan":
+        pool = Pool(round_s=round_s, load_s=0.01 * round_s, samples=np.ones(len(values)))
+        options = PlanOptions()
+        chosen_count = costs(pool, EPOCHS, options).best(options.least_efficiency)
+    else:
+        late = np.median(round_s) / round_s
+        utilities = np.where(late < 1, late**2, 1.0)
+        chosen_count = len(draw(utilities, len(values) // 2, np.random.default_rng(seed)))
+    chosen = time.perf_counter()
+    return {
+        "variant": chooser,
+        "nodes": len(values),
+        "chosen": chosen_count,
+        "score_s": scored - began,
+        "select_s": chosen - scored,
+        "total_s": chosen - began,
+    }
+
+
+def once(values: np.ndarray, variant: str, seed: int) -> dict[str, Any]:
+    """Run one repetition of a score or a chooser."""
+    return repetition(values, variant) if variant in VARIANTS else choosing(values, variant, seed)
+
+
 def main() -> int:
     """Run the benchmark; exit 0 when it ran, whether targets are met or not."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -70,11 +105,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     values = criteria(1_000 if options.quick else 1_000_000, options.seed)
-    for variant in VARIANTS:
-        repetition(values, variant)  # the first touch of memory is slow: not kept
-    rows = [repetition(values, variant) for _ in range(7) for variant in VARIANTS]
+    arms = (*VARIANTS, *CHOOSERS)
+    for variant in arms:
+        once(values, variant, options.seed)  # the first touch of memory is slow: not kept
+    rows = [once(values, variant, options.seed) for _ in range(7) for variant in arms]
     targets = []
-    for variant in VARIANTS:
+    for variant in arms:
         median_s = statistics.median(row["total_s"] for row in rows if row["variant"] == variant)
         targets.append(Target(name=f"{variant}_median_s", value=median_s, op="<=", limit=LIMIT_S))
         print(f"{variant:12} {len(values)} nodes: median {median_s:.3f} s, limit {LIMIT_S} s")

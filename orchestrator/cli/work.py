@@ -165,7 +165,8 @@ def _follow(client: Client, job: str, epochs: int) -> None:
 def _step(kind: str, event: dict[str, Any]) -> str:
     if kind == "state":
         return f"{event['state']}: {event['reason']}"
-    out = f"; eliminated {', '.join(event['eliminated'])}" if event["eliminated"] else ""
+    notes = ("eliminated", "readmitted", "late")
+    out = "".join(f"; {note} {', '.join(event[note])}" for note in notes if event.get(note))
     return (
         f"epoch {event['epoch'] + 1}: {len(event['active'])} nodes, {event['seconds']:.1f} s, "
         f"loss {event['loss']:.4f}{out}"
@@ -187,7 +188,10 @@ def _job_table(job: dict[str, Any]) -> RenderableType:
         f"{job['id']}: {summary['completion_s']:.1f} s, "
         f"loss {figure(summary['start_loss'], 1, 4)} to {figure(summary['final_loss'], 1, 4)}"
     )
-    return make_table(title, ("epoch", "nodes", "loss", "seconds", "eliminated"), map(row, job["epochs"]))
+    spent = summary.get("energy_total", {}).get("total_j")
+    notes = () if spent is None else (f"energy of all nodes, by their power profile: {spent:.0f} J",)
+    columns = ("epoch", "nodes", "loss", "seconds", "eliminated")
+    return make_table(title, columns, map(row, job["epochs"]), notes=notes)
 
 
 @click.command()
