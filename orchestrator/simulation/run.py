@@ -24,6 +24,8 @@ from orchestrator.simulation.transport import Transfer, Transport
 from orchestrator.simulation.world import Fault, Measuring, Node, Orchestrator, Work, World
 from workers.device import BACKWARD_FACTOR, FORWARD_FLOPS_PER_PARAMETER, DeviceProfile, training_s
 
+_SOON_S = 1e-3
+
 
 class SimulationError(CoreError):
     """A job that cannot be simulated to its end."""
@@ -146,6 +148,7 @@ class _Run:
         self._observer = observer or Controller(nodes, shapes, measuring, seed)
         self._evaluator_free_s = 0.0
         self._ticks: set[int] = set()
+        self._wakes_at_s = -1.0
         self._reports: dict[int, m.EpochReport] = {}
         self._decisions: list[Decision] = []
         self._summary: m.Summary | None = None
@@ -194,6 +197,15 @@ class _Run:
     def _tell(self, event: m.Event) -> None:
         for instruction in self._engine.handle(event):
             self._carry_out(instruction)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Have the engine look again when the passing of time alone could close its round."""
+        at_s = self._engine.wakes_at_s
+        if at_s is None or self._clock.now_s < self._wakes_at_s <= at_s:
+            return
+        self._wakes_at_s = max(at_s, self._clock.now_s + _SOON_S)
+        self._clock.at(self._wakes_at_s, lambda: self._tell(m.Tick(now_s=self._clock.now_s)))
 
     def _tell_soon(self, delay_s: float, make: Callable[[float], m.Event]) -> None:
         self._clock.after(delay_s, lambda: self._tell(make(self._clock.now_s)))
