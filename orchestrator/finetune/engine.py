@@ -75,6 +75,8 @@ from orchestrator.finetune.state import (
 
 SYNC_ATTEMPTS = 3
 _AGAIN = 1.02
+_MANY = 1000
+"""A round of more nodes asks the policy whether it may close not at every answer, but as time passes."""
 
 
 class Engine:
@@ -231,9 +233,12 @@ class Engine:
         self._decide(now_s, "job", "start", self._describe_job(), inputs=self._job_inputs())
         there = tuple(node.name for node in self._nodes.values() if node.health is not Health.LOST)
         selection = self._selecting.select(there)
-        chosen = [name for name in there if name in selection.nodes] or list(there)
+        selected = frozenset(selection.nodes)
+        chosen = [name for name in there if name in selected] or list(there)
         for name in there:
-            self._nodes[name].out = None if name in chosen else UNSELECTED
+            self._nodes[name].out = UNSELECTED
+        for name in chosen:
+            self._nodes[name].out = None
         self._announce("loading", f"sending model and data to {len(chosen)} nodes")
         if len(chosen) < len(there):
             self._decide(
@@ -301,7 +306,8 @@ class Engine:
             self._recall(epoch, now_s, self._list_absent())
             return
         plan = self._plan_round(epoch, free or busy)
-        asked = [node for node in free or busy if node.name in plan.participants] or free or busy
+        named = frozenset(plan.participants)
+        asked = [node for node in free or busy if node.name in named] or free or busy
         names = tuple(node.name for node in asked)
         self._phase = Phase.ROUND
         loaded = self._loaded(names)
@@ -436,6 +442,9 @@ class Engine:
         elif plan.quorum is None or len(current.updates) < plan.quorum or elapsed_s < plan.patience_s:
             return False
         else:
+            if len(current.active) > _MANY and elapsed_s < current.asked_after_s * _AGAIN:
+                return False
+            current.asked_after_s = elapsed_s
             why = self._selecting.may_close(current, now_s)
         if why is not None:
             self._decide(now_s, "round", f"close without {', '.join(sorted(current.waiting))}", why)
@@ -475,12 +484,12 @@ class Engine:
 
     def _took_part(self) -> list[str]:
         """List those that contributed or were not waited for, and can go on; who was lost has left anyway."""
-        current = self._round
+        current, late = self._round, frozenset(self._round.late)
         return [
             name
             for name in current.active
             if (name in current.updates and self._nodes[name].health is Health.READY)
-            or (name in current.late and (self._nodes[name].is_free or self._nodes[name].is_busy))
+            or (name in late and (self._nodes[name].is_free or self._nodes[name].is_busy))
         ]
 
     def _choose(self, scores: tuple[NodeScore, ...]) -> Choice:

@@ -93,7 +93,8 @@ class Node:
 class Round:
     """The epoch in progress: whose answer is awaited, what came, who failed and why, who was not waited for.
 
-    `answered_s` and `load_s` count from the round's beginning.
+    `answered_s` and `load_s` count from the round's beginning, as does `asked_after_s`, when the policy was
+    last asked whether the round may close.
     """
 
     epoch: int
@@ -105,6 +106,7 @@ class Round:
     load_s: dict[str, float] = field(default_factory=dict)
     answered_s: dict[str, float] = field(default_factory=dict)
     late: tuple[str, ...] = ()
+    asked_after_s: float = 0.0
     updates: dict[str, UpdateArrived] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     closed_at_s: float = 0.0

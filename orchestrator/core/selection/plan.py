@@ -89,7 +89,8 @@ class Plan:
         """Change the set if that saves enough of the time that is left."""
         members = [score.node for score in view.scores]
         others = [*view.standby, *view.unselected]
-        pool = [*members, *(node for node in others if node not in members)]
+        now = frozenset(members)
+        pool = [*members, *(node for node in others if node not in now)]
         rounds = view.situation.epochs - view.epoch - 1
         known = forecasts(pool, view.situation)
         if not pool or rounds < 1 or all(one.seconds is None for one in known.values()):
@@ -97,9 +98,7 @@ class Plan:
         loaded = frozenset({*members, *view.standby})
         found = self._best(pool, known, view.situation, rounds, loaded=loaded)
         arrays = _pool(pool, known, view.situation, loaded)
-        now_s, efficiency = cost_of(
-            np.array([node in members for node in pool]), arrays, rounds, self.options
-        )
+        now_s, efficiency = cost_of(np.array([node in now for node in pool]), arrays, rounds, self.options)
         enough = efficiency >= min(self.options.least_efficiency, found.efficiency)
         if enough and found.seconds >= (1 - self.options.gain) * now_s:
             saved = max(0.0, now_s - found.seconds)
@@ -107,8 +106,9 @@ class Plan:
                 eliminated=(),
                 reason=f"all {len(members)} stay: the best other set would save {saved:.1f} of {now_s:.1f} s",
             )
-        out = tuple(node for node in members if node not in found.nodes)
-        back = tuple(node for node in found.nodes if node not in members)
+        chosen = frozenset(found.nodes)
+        out = tuple(node for node in members if node not in chosen)
+        back = tuple(node for node in found.nodes if node not in now)
         change = "; ".join(
             text
             for text in (f"out {', '.join(out)}" * bool(out), f"in {', '.join(back)}" * bool(back))
