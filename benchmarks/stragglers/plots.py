@@ -11,6 +11,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.stragglers import arms
 from benchmarks.stragglers.sweep import RATE_FLOOR_BPS
@@ -87,6 +88,10 @@ def _completion(lines: Sequence[Row], path: Path) -> Path:
             high = [line["completion_p90_s"] / 3600 for line in mine]
             axes.fill_between(nodes, low, high, color=colour, alpha=0.10, linewidth=0)
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_xticks(sorted({line["nodes"] for line in lines}))
         axes.set_title(f"setup {setup}")
         axes.set_xlabel("edge nodes")
     panels[0][0].set_ylabel("completion, hours (median; band p10 to p90)")
@@ -100,9 +105,8 @@ def _loss(lines: Sequence[Row], path: Path, where: str) -> Path:
     """Draw the loss after each epoch, a panel per number of nodes and partition (Fig. 3)."""
     shown = [line for line in lines if line["setup"] == 1]
     ends = {min(line["nodes"] for line in shown), max(line["nodes"] for line in shown)}
-    keys = sorted(
-        {(line["partition"], line["nodes"]) for line in shown if line["nodes"] in ends}, reverse=True
-    )
+    found = {(line["partition"], line["nodes"]) for line in shown if line["nodes"] in ends}
+    keys = sorted(found, key=lambda key: (key[0] != "equal", key[1]))
     figure, panels = plt.subplots(1, len(keys), figsize=(4.2 * len(keys), 4.0), squeeze=False, sharey=True)
     for axes, (partition, nodes) in zip(panels[0], keys, strict=True):
         for name, (colour, marker, label) in STYLES.items():
