@@ -61,7 +61,7 @@ class FittedLoss:
         self._curve = curve
         self._unit = samples_per_round
         self._versions = {0: (0.0, 1)}
-        self.source = f"curve fitted on real training: {curve}"
+        self.source = "curve fitted on real training"
 
     def train(self, node: str, epoch: int, version: int) -> float | None:
         """Return the loss of `version`: on equal partitions, what every node sees."""
