@@ -47,13 +47,13 @@ def scenario(setup: int, nodes: int, *, seed: int, prefix: str, port: int) -> Sc
 def run(asked: Scenario, arms: Sequence[Arm], progress: Progress) -> list[dict[str, Any]]:
     """Run the job with each arm; one row for each."""
     with TemporaryDirectory() as folder:
-        model = _tiny_model(Path(folder), seed=asked.seed)
+        model = tiny_model(Path(folder), seed=asked.seed)
         with emulation.testbed_up(asked, progress) as bed:
             rows = [emulation.run_job(bed, arm, model=str(model), progress=progress) for arm in arms]
             return [row | {"profile": bed.profile} for row in rows]
 
 
-def _tiny_model(folder: Path, *, seed: int) -> Path:
+def tiny_model(folder: Path, *, seed: int) -> Path:
     """Write an untrained model of CONFIG."""
     torch.manual_seed(seed)
     model = Llama(parse_config(CONFIG))

@@ -53,6 +53,7 @@ class RealTraining:
         self._versions: dict[int, Parameters] = {0: models.parameters(model)}
         self._deltas: dict[tuple[str, int], Parameters] = {}
         self._trainer = Trainer(Pacer(_UNPACED))
+        self._sent = 0
         self.source = (
             f"real training of {model.name} ({model.parameter_bytes // 4} parameters), "
             f"a round of {training.local_steps} x {training.batch_size} x {training.sequence_length} tokens"
@@ -62,13 +63,18 @@ class RealTraining:
         self._ask("train.load", fields, self._versions[0])
 
     def train(self, node: str, epoch: int, version: int) -> float:
-        """Run the node's round; its update is kept for the aggregation."""
+        """Run the node's round; its update is kept for the aggregation.
+
+        One trainer does it for all nodes. It refuses parameters older than what it holds, and a node that is
+        late trains from older ones than others did: so it gets them under a number that grows.
+        """
+        self._sent += 1
         self._ask("train.data", {"job": _JOB}, {"tokens": self._partitions[node]})
         sequence = np.random.SeedSequence([self._seed, self._numbers[node], epoch])
         fields = {
             "job": _JOB,
             "epoch": epoch,
-            "version": version,
+            "version": self._sent,
             "seed": int(sequence.generate_state(1)[0]),
         }
         answer = self._ask("train.run", fields, self._versions[version])
