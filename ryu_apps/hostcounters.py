@@ -2,16 +2,20 @@
 
 A switch cannot see what a host received. A host's agent may report the counters of its interface through the
 northbound side; matched in time with those of the switch port they give the loss of real traffic, each
-direction by itself. When a report comes in, the port is asked at once, so that both ends are read together.
-A host that lies changes the figures of its own access link only; one that reports to have received more than
-was sent is found out, and its reports are refused until they go together with what the switch saw.
+direction by itself. So that both ends are read together the port is asked twice for every report: when what
+the host then sent arrives there, and when what the host will have received by its next report leaves. How
+late the replies come does not matter: the switch's own clock says when the port was read. A host that lies
+changes the figures of its own access link only; one that reports to have received more than was sent is found
+out, and its reports are refused until they go together with what the switch saw.
 """
 
 from __future__ import annotations
 
+import heapq
 import logging
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ryu_apps import openflow
@@ -20,6 +24,7 @@ from ryu_apps.errors import BadRequestError
 from ryu_apps.loss import NOTHING, WINDOW_S, Tally
 from ryu_apps.monitor import Monitor, PortPackets
 from ryu_apps.prober import Prober
+from ryu_apps.readtimes import Rhythm, SwitchClock
 from ryu_apps.signals import Change, Signals
 from ryu_apps.tallies import WRAP, CounterPair
 
@@ -28,12 +33,18 @@ LOG = logging.getLogger(__name__)
 MAX_SKEW_S = 30.0
 LEAST_APART_S = 0.2
 STALE_S = 15.0
-TIMING_S = 0.005
+TIMING_S = 0.002
 """Standard deviation of the moments at which both ends are read."""
 LEAST_IMPOSSIBLE = 100.0
 IMPOSSIBLE_SHARE = 0.1
 """So many more packets received than sent, beyond four standard deviations, are no inaccuracy."""
 REFUSED_S = 10.0
+MARGIN_S = 0.003
+"""The port is asked so much earlier, so that what it had received then had left before the report."""
+BREATH_S = 0.005
+IDLE_S = 0.05
+MAX_ASKS = 256
+"""So many questions may wait; where more hosts report, the port is asked when a report comes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +71,8 @@ class _Access:
     place: tuple[int, int]
     to_host: CounterPair = field(default_factory=CounterPair)
     from_host: CounterPair = field(default_factory=CounterPair)
+    clock: SwitchClock = field(default_factory=SwitchClock)
+    rhythm: Rhythm = field(default_factory=Rhythm)
     reported_at: float = -math.inf
     refused_until: float = -math.inf
 
@@ -67,10 +80,22 @@ class _Access:
 class HostCounters:
     """Own the reports of hosts, and the counters of the ports that lead to those that report."""
 
-    def __init__(self, network: Network, signals: Signals, *, prober: Prober, monitor: Monitor) -> None:
+    def __init__(
+        self,
+        network: Network,
+        signals: Signals,
+        *,
+        prober: Prober,
+        monitor: Monitor,
+        clock: Callable[[], float],
+        sleep: Callable[[float], None],
+    ) -> None:
         self._network = network
         self._prober = prober
         self._monitor = monitor
+        self._clock = clock
+        self._sleep = sleep
+        self._asks: list[tuple[float, tuple[int, int]]] = []
         self._accesses: dict[str, _Access] = {}
         self._at_place: dict[tuple[int, int], dict[str, _Access]] = {}
         self.counts: Counter[str] = Counter()
@@ -106,10 +131,39 @@ class HostCounters:
         self.counts["taken"] += 1
         access.to_host.add_received(report.at, report.rx_packets)
         access.from_host.sent.add(report.at, report.tx_packets)
+        access.rhythm.came(report.at)
         self._match(now, host.ip, access)
-        switch = self._network.switches.get(host.dpid)
-        if switch is not None and not openflow.congested(switch.datapath):
-            switch.datapath.send_msg(openflow.port_stats_request(switch.datapath, host.port))
+        self._plan(now, host.ip, access)
+
+    def _plan(self, now: float, ip: str, access: _Access) -> None:
+        """Have the port asked when the packets pass it that this report and the next one count last."""
+        stream, overhead_s = self._prober.host_stream(ip), self._prober.overhead_s(*access.place[:1] * 2)
+        delay_s = (None if stream is None else stream.delay.delay(now).value) or 0.0
+        early_s = (overhead_s or 0.0) / 2
+        self._ask_at(now, access.reported_at + delay_s - early_s - MARGIN_S, access.place)
+        following = access.rhythm.next_at()
+        if following is not None and len(self._asks) < MAX_ASKS:
+            self._ask_at(now, following - delay_s - early_s, access.place)
+
+    def _ask_at(self, now: float, at: float, place: tuple[int, int]) -> None:
+        if at <= now or len(self._asks) >= MAX_ASKS:
+            self._ask(place)
+        else:
+            heapq.heappush(self._asks, (at, place))
+
+    def _ask(self, place: tuple[int, int]) -> None:
+        dpid, port = place
+        switch = self._network.switches.get(dpid)
+        if switch is not None and place in self._at_place and not openflow.congested(switch.datapath):
+            switch.datapath.send_msg(openflow.port_stats_request(switch.datapath, port))
+
+    def run(self) -> None:
+        """Ask ports when it is time, for ever."""
+        while True:
+            now = self._clock()
+            while self._asks and self._asks[0][0] <= now:
+                self._ask(heapq.heappop(self._asks)[1])
+            self._sleep(BREATH_S if self._asks else IDLE_S)
 
     @staticmethod
     def _check(now: float, access: _Access | None, report: Report) -> None:
@@ -134,8 +188,9 @@ class HostCounters:
     def _port_read(self, now: float, dpid: int, port: int, packets: PortPackets) -> None:
         """Take the counters of a port in."""
         for ip, access in list(self._at_place.get((dpid, port), {}).items()):
-            access.to_host.sent.add(now, packets.tx, packets.duration_s)
-            access.from_host.add_received(now, packets.rx, packets.duration_s)
+            at = access.clock.read_at(now, packets.duration_s)
+            access.to_host.sent.add(at, packets.tx, packets.duration_s)
+            access.from_host.add_received(at, packets.rx, packets.duration_s)
             self._match(now, ip, access)
 
     def _match(self, now: float, ip: str, access: _Access) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from operator import itemgetter
 
 from ryu_apps.seconds import Seconds
 from ryu_apps.stats import Measurement, unknown
@@ -73,39 +74,57 @@ NOTHING = Tally()
 Tallies = Callable[[float], Tally]
 """What was sent and lost within so many seconds before now."""
 
-CHANGE_WINDOWS_S = (2, 3, 4, 8, 20)
-MOSTLY_CHANCE = 0.5
-"""Where counters read at different moments leave less of the packets' worth, no change is looked for."""
-CHANGED = 16.0
-"""Two tallies are not of one loss ratio beyond this `difference`: by chance 6 times in 100,000."""
+CHANGE_WINDOWS_S = (2, 3, 4, 6, 9, 14, 20, 30, WINDOW_S)
+LEAST_SPAN_S = 6
+LEAST_CHANGED = 2.0
+"""Fewer lost packets than this cannot show a change, wherever in the window they are."""
+UNLIKE = 4.0
+"""Ratios that are nearer to each other than this (chi squared) are not worth the logarithms."""
+CAUTION = 3.0
+"""What is not known of which packets were counted has more great errors than a normal distribution."""
+CHANGED = 13.0
+"""Two tallies are not of one loss ratio beyond this `difference`: by chance 3 times in 10,000."""
 
 
 def since_change(tallies: Tallies) -> Tally:
     """Return the tally of the whole window, or of its end alone where the loss ratio has changed.
 
-    The end that differs most from what was before it counts, by the likelihood ratio of two binomial counts;
-    and of that the end alone, if it changed again.
+    The latest change is looked for first: in the shortest span whose end differs from what was before it in
+    that span, by the likelihood ratio of two binomial counts. So one that came soon after another is not held
+    against a mixture of both losses.
     """
     tallies = cache(tallies)
-    span_s, span = WINDOW_S, tallies(WINDOW_S)
-    if span.lost == span.variance == 0 or span.trials < MOSTLY_CHANCE * span.sent:
-        return span
-    while True:
-        ends = [
-            (_difference_before(tallies(end_s), span), end_s) for end_s in CHANGE_WINDOWS_S if end_s < span_s
-        ]
-        most, end_s = max(ends, default=(0.0, 0))
-        if most <= CHANGED:
-            return span
-        span_s, span = end_s, tallies(end_s)
+    whole = tallies(WINDOW_S)
+    if max(whole.lost, tallies(LEAST_SPAN_S).lost) < LEAST_CHANGED:
+        return whole
+    for number, span_s in enumerate(CHANGE_WINDOWS_S):
+        if span_s < LEAST_SPAN_S:
+            continue
+        span = tallies(span_s)
+        ends = (tallies(end_s) for end_s in CHANGE_WINDOWS_S[:number])
+        most, end = max(((_difference_before(end, span), end) for end in ends), key=_FIRST, default=(0, span))
+        if most > CHANGED:
+            return end
+    return whole
+
+
+_FIRST = itemgetter(0)
 
 
 def _difference_before(recent: Tally, span: Tally) -> float:
     """Return how much the end of a span differs from the rest of it; 0 where there are too few packets."""
+    sent, lost = span.sent - recent.sent, span.lost - recent.lost
+    if min(recent.sent, sent) < MIN_SAMPLES:
+        return 0.0
+    gap, ratio = recent.lost / recent.sent - lost / sent, span.ratio
+    if gap * gap < UNLIKE * ratio * (1 - ratio) * (1 / recent.sent + 1 / sent):
+        return 0.0
     before = Tally(
-        sent=span.sent - recent.sent, lost=span.lost - recent.lost, variance=span.variance + recent.variance
+        sent=sent,
+        lost=lost,
+        variance=CAUTION * (span.variance + recent.variance),
     )
-    return difference(recent, before) if min(recent.sent, before.sent) >= MIN_SAMPLES else 0.0
+    return difference(replace(recent, variance=CAUTION * recent.variance), before)
 
 
 def difference(one: Tally, other: Tally) -> float:

@@ -64,7 +64,9 @@ class Parts:
         self.flow_counters = FlowCounters(
             self.network, signals, options, prober=self.prober, clock=clock, sleep=sleep
         )
-        self.host_counters = HostCounters(self.network, signals, prober=self.prober, monitor=self.monitor)
+        self.host_counters = HostCounters(
+            self.network, signals, prober=self.prober, monitor=self.monitor, clock=clock, sleep=sleep
+        )
         self.trains = Trains(
             self.network,
             signals,
@@ -144,7 +146,8 @@ class Parts:
 
     def loops(self) -> list[Callable[[], None]]:
         """Return the loops that must run, each in a thread of its own."""
-        measuring = (self.prober, self.monitor, self.flow_counters, self.trains, self.watcher)
+        counting = (self.monitor, self.flow_counters, self.host_counters)
+        measuring = (self.prober, *counting, self.trains, self.watcher)
         return [part.run for part in (*measuring, self.forwarding, self.steering, self.effort)]
 
     def _totals(self, now: float) -> Totals:

@@ -2,15 +2,17 @@
 
 Counters are read at different moments and at different ends, and packets take their time. So the sender's
 counter is interpolated to the moment at which the packets left that the receiver had counted, and how far
-that may be off goes into the tally's variance. Over a window only the two moments at its ends matter: what
-is off in between cancels.
+that may be off goes into the tally's variance: the nearer a reading is to that moment, the less. Over a
+window only the two moments at its ends matter: what is off in between cancels.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+import math
+from bisect import bisect_left, bisect_right
 from collections import deque
 from dataclasses import dataclass
+from operator import attrgetter
 from statistics import median
 
 from ryu_apps.loss import NOTHING, WINDOW_S, Tally
@@ -20,21 +22,29 @@ KEEP_S = WINDOW_S + 15.0
 MAX_READINGS = 256
 MAX_PENDING = 8
 END_MARKS = 5
-"""So many readings together say how many packets were missing when a window began, and when it ended."""
-LEAST_SHOWN = 12
-MAD_TO_SD = 1.4826
+MANY_MARKS = 25
 MEDIAN_COST = 2.5
 """The variance of a median against that of a mean: pi/2, and more as neighbouring marks go together."""
+LEAST_SHOWN = 12
+SHOWN_SHARE = 0.75
+SHOWN_SQUARE = 1.3233
+"""That quantile of a squared normal variable of variance one."""
 DISPERSION_SMOOTHING = 1 / 8
+THIN_S = 0.7
+"""Of marks so near to each other that tells the losses which says them best."""
+SURE = 4.0
+"""So many standard deviations, and LEAST_BACK packets, are no inaccuracy."""
+LEAST_BACK = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """A count between two readings; `chance` of its variance grows with the packets' dispersion."""
+    """A count between two readings; `variance` (packets^2) is how far it may be off."""
 
     packets: float
-    chance: float
-    shift: float
+    variance: float
+    rate: float
+    """Packets per second around that moment."""
 
 
 class CounterSeries:
@@ -48,8 +58,9 @@ class CounterSeries:
         self._times: list[float] = []
         self._counts: list[int] = []
         self._last: tuple[int, float] | None = None
-        self._mean = 0.0
-        self._spread = 0.0
+        self._mean_grown = 0.0
+        self._mean_span_s = 0.0
+        self._dispersion = 1.0
         self.epoch = 0
 
     def add(self, at: float, packets: int, duration_s: float = 0.0) -> bool:
@@ -65,11 +76,9 @@ class CounterSeries:
             self._times, self._counts = [at], [0]
             self.epoch += 1
             return True
+        self._disperse(grown, at - self._times[-1])
         self._counts.append(self._counts[-1] + grown)
         self._times.append(at)
-        step = grown - self._mean if len(self._times) > 2 else 0.0
-        self._mean = grown - step * (1 - DISPERSION_SMOOTHING)
-        self._spread += (step * step - self._spread) * DISPERSION_SMOOTHING
         self._forget(at)
         return True
 
@@ -80,6 +89,17 @@ class CounterSeries:
         if grown < 0 and self._last[0] >= WRAP // 2:
             grown += WRAP
         return grown if grown >= 0 else None
+
+    def _disperse(self, grown: int, span_s: float) -> None:
+        """Note how far a count is off what the rate had promised, against what chance makes of it."""
+        if self._mean_span_s > 0:
+            expected = max(1.0, self._mean_grown / self._mean_span_s * span_s)
+            off = (grown - expected) ** 2 / expected
+            self._dispersion += (off - self._dispersion) * DISPERSION_SMOOTHING
+            self._mean_grown += (grown - self._mean_grown) * DISPERSION_SMOOTHING
+            self._mean_span_s += (span_s - self._mean_span_s) * DISPERSION_SMOOTHING
+        else:
+            self._mean_grown, self._mean_span_s = float(grown), span_s
 
     def _forget(self, now: float) -> None:
         old = bisect_left(self._times, now - KEEP_S)
@@ -95,7 +115,7 @@ class CounterSeries:
     @property
     def dispersion(self) -> float:
         """How much burstier than by chance (1.0) the packets come: variance over mean of counts."""
-        return max(1.0, self._spread / self._mean) if self._mean > 0 else 1.0
+        return max(1.0, self._dispersion)
 
     def at(self, moment: float, *, timing_s: float) -> Count | None:
         """Return the count at a moment between two readings, None outside of them.
@@ -109,13 +129,19 @@ class CounterSeries:
             after = min(1, len(self._times) - 1)
         before = max(0, after - 1)
         span_s = self._times[after] - self._times[before]
-        if span_s <= 0:
-            return Count(float(self._counts[after]), 0.0, 0.0)
+        rate = self._rate(moment, timing_s)
+        blurred = rate * timing_s
         grown = self._counts[after] - self._counts[before]
-        share = (moment - self._times[before]) / span_s
-        blurred = grown * min(1.0, timing_s / span_s)
-        packets = self._counts[before] + share * grown
-        return Count(packets, grown * share * (1 - share) + blurred, blurred * blurred)
+        share = (moment - self._times[before]) / span_s if span_s > 0 else 1.0
+        chance = self.dispersion * blurred + min(self.dispersion, grown) * grown * share * (1 - share)
+        return Count(self._counts[before] + share * grown, chance + blurred * blurred, rate)
+
+    def _rate(self, moment: float, timing_s: float) -> float:
+        """Return the packets per second between the readings next to a moment that is known to `timing_s`."""
+        first = max(0, bisect_right(self._times, moment - 2 * timing_s) - 1)
+        last = min(len(self._times) - 1, bisect_left(self._times, moment + 2 * timing_s))
+        span_s = self._times[last] - self._times[first]
+        return (self._counts[last] - self._counts[first]) / span_s if span_s > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +152,11 @@ class _Mark:
     sent: Count
     received: int
 
+    @property
+    def missing(self) -> float:
+        """How many packets had been lost, but for a constant."""
+        return self.sent.packets - self.received
+
 
 class CounterPair:
     """The counters at both ends of one way that packets take."""
@@ -135,8 +166,10 @@ class CounterPair:
         self.received = CounterSeries()
         self._pending: deque[tuple[float, int]] = deque(maxlen=MAX_PENDING)
         self._epochs = (0, 0)
-        self._runs: deque[deque[_Mark]] = deque(maxlen=16)
+        self._runs: deque[list[_Mark]] = deque(maxlen=16)
         """Marks between which both counters went on without a reset."""
+        self._doubted: _Mark | None = None
+        self._timing: tuple[float, float] = (0.0, 0.0)
 
     def add_received(self, at: float, packets: int, duration_s: float = 0.0) -> None:
         """Take a reading of the receiver's counter in."""
@@ -150,7 +183,8 @@ class CounterPair:
             self._epochs = self.sent.epoch, self.received.epoch
             while len(self._pending) > 1:
                 self._pending.popleft()
-            self._runs.append(deque())
+            self._runs.append([])
+            self._doubted = None
         while self._pending and self._runs:
             at, received = self._pending[0]
             last_at = self.sent.last_at
@@ -162,56 +196,71 @@ class CounterPair:
                 self._mark(_Mark(at, sent, received))
 
     def _mark(self, mark: _Mark) -> None:
+        """Take a mark in. Lost packets do not come back: a mark that says so waits for the next one."""
         run = self._runs[-1]
+        if run and mark.at - run[-1].at < THIN_S:
+            here, there = mark.sent.variance, run[-1].sent.variance
+            if here > 1 + 2 * there:
+                return
+            if there > 1 + 2 * here and len(run) > 1:
+                run.pop()
+        doubted, self._doubted = self._doubted, None
+        if run and _comes_back(run[-1], mark):
+            if doubted is None:
+                self._doubted = mark
+                return
+            if len(run) > 1 and not _comes_back(run[-2], doubted):
+                run.pop()
+            run.append(doubted)
         run.append(mark)
-        while len(run) > MAX_READINGS:
-            run.popleft()
         while self._runs[0] is not run and (not self._runs[0] or self._runs[0][-1].at < mark.at - KEEP_S):
             self._runs.popleft()
-        while run[0].at < mark.at - KEEP_S:
-            run.popleft()
+        del run[: max(len(run) - MAX_READINGS, bisect_left(run, mark.at - KEEP_S, key=_AT))]
 
     def tally(self, now: float, window_s: float = WINDOW_S) -> Tally:
-        """Return what was sent and lost in the last `window_s` seconds."""
+        """Return what was sent and lost in `window_s` seconds up to the last mark, if that is in them."""
+        newest = next((run[-1].at for run in reversed(self._runs) if run), None)
+        if newest is None or newest < now - window_s:
+            return NOTHING
         total = NOTHING
         for run in self._runs:
-            total += self._between([mark for mark in run if mark.at >= now - window_s])
+            if run and run[-1].at > newest - window_s:
+                total += self._between(run[_nearest(run, newest - window_s) :])
         return total
 
     def _between(self, marks: list[_Mark]) -> Tally:
-        """Return the tally from the first few marks to the last few."""
-        if len(marks) < 2:
-            return NOTHING
-        choices = min(END_MARKS, max(1, len(marks) // 4))
+        """Return the tally from the first mark to the last; where there are many, a few at each end vote.
+
+        A vote would hide a loss that has just changed: a short window goes by its last mark alone.
+        """
+        choices = END_MARKS if len(marks) >= MANY_MARKS else 1
         first, last = marks[:choices], marks[-choices:]
         start, end = first[0].sent.packets, last[-1].sent.packets
         if end <= start:
             return NOTHING
-        slope = (_missing(last) - _missing(first)) / max(1.0, _sent(last) - _sent(first))
+        slope = (last[0].missing - first[0].missing) / max(1.0, last[0].sent.packets - start)
         lost = _missing_at(last, end, slope) - _missing_at(first, start, slope)
-        share = MEDIAN_COST / choices if choices > 2 else 1.0
-        variance = share * (self._variance(marks, first) + self._variance(marks, last))
+        carried = end - last[choices // 2].sent.packets + first[choices // 2].sent.packets - start
+        chance = carried * max(0.0, slope * (1 - slope))
+        variance = self._variance(first) + self._variance(last) + chance
         return Tally(sent=end - start, lost=lost, variance=variance)
 
-    def _variance(self, marks: list[_Mark], end: list[_Mark]) -> float:
-        """Return the variance of what one mark of an end of the window says.
+    def _variance(self, marks: list[_Mark]) -> float:
+        timing = self._shown_timing()
+        each = median(max(mark.sent.variance, timing * mark.sent.rate**2) for mark in marks)
+        return each * (MEDIAN_COST / len(marks) if len(marks) > 1 else 1.0)
 
-        It is what the marks there promise or, if that is more, what all marks of the window show: how far
-        each is off the middle between its neighbours, a median, as one that is far off does not count either.
-        """
-        enough = len(marks) >= LEAST_SHOWN
-        dispersion = 1.0 if enough else self.sent.dispersion
-        promised = median(dispersion * mark.sent.chance + mark.sent.shift for mark in end)
-        return max(promised, _shown(marks)) if enough else promised
+    def _shown_timing(self) -> float:
+        """Return the variance of the moments (s^2) that the marks themselves show; 0 while there are few."""
+        run = self._runs[-1]
+        if len(run) < LEAST_SHOWN:
+            return 0.0
+        if self._timing[0] != run[-1].at:
+            self._timing = run[-1].at, _timing_of(run)
+        return self._timing[1]
 
 
-def _shown(marks: list[_Mark]) -> float:
-    missing = [mark.sent.packets - mark.received for mark in marks]
-    off = [
-        abs(middle - (before + after) / 2)
-        for before, middle, after in zip(missing, missing[1:], missing[2:], strict=False)
-    ]
-    return (MAD_TO_SD * median(off)) ** 2 / 1.5
+_AT = attrgetter("at")
 
 
 def _missing_at(marks: list[_Mark], sent: float, slope: float) -> float:
@@ -220,12 +269,44 @@ def _missing_at(marks: list[_Mark], sent: float, slope: float) -> float:
     The median of what each mark says, carried on by `slope` (lost per sent): one reading of a wrong moment,
     or in the middle of a burst, does no harm.
     """
-    return median(mark.sent.packets - mark.received - slope * (mark.sent.packets - sent) for mark in marks)
+    return median(mark.missing - slope * (mark.sent.packets - sent) for mark in marks)
 
 
-def _missing(marks: list[_Mark]) -> float:
-    return median(mark.sent.packets - mark.received for mark in marks)
+def _nearest(run: list[_Mark], at: float) -> int:
+    after = bisect_left(run, at, key=_AT)
+    if after == 0 or after == len(run):
+        return min(after, len(run) - 1)
+    return after if run[after].at - at <= at - run[after - 1].at else after - 1
 
 
-def _sent(marks: list[_Mark]) -> float:
-    return median(mark.sent.packets for mark in marks)
+def _comes_back(before: _Mark, after: _Mark) -> bool:
+    """Tell whether so many fewer packets are missing than before that a reading must have been wrong."""
+    doubt = SURE * math.sqrt(before.sent.variance + after.sent.variance)
+    return before.missing - after.missing > LEAST_BACK + doubt
+
+
+def _timing_of(run: list[_Mark]) -> float:
+    """Return the variance of the marks' moments: how far each is off the line between its neighbours.
+
+    What chance makes of the losses on either side is taken off (the variance of a Brownian bridge). It is the
+    upper quartile, weighted by packets: idle times do not count, nor do a few marks that are far off, but
+    bursts in which every fifth mark was made do.
+    """
+    seen = []
+    for before, middle, after in zip(run, run[1:], run[2:], strict=False):
+        sent = after.sent.packets - before.sent.packets
+        if sent <= 0 or middle.sent.rate <= 0:
+            continue
+        share = (middle.sent.packets - before.sent.packets) / sent
+        lost = after.missing - before.missing
+        off = middle.missing - before.missing - share * lost
+        chance = max(0.0, lost * (1 - lost / sent)) * share * (1 - share)
+        spread = 1 + share * share + (1 - share) ** 2
+        seen.append(((off * off / SHOWN_SQUARE - chance) / spread / middle.sent.rate**2, sent))
+    seen.sort()
+    left = SHOWN_SHARE * sum(sent for _, sent in seen)
+    for timing, sent in seen:
+        left -= sent
+        if left <= 0:
+            return max(0.0, timing)
+    return 0.0

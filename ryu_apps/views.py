@@ -106,13 +106,17 @@ class Views:
 
     def report(self, ip: str, report: Report) -> Document:
         """Take in what a known host's interface has carried; return both directions of its link."""
+        self.take_report(ip, report)
         now, host = self._clock(), self._network.hosts[ip]
-        self._host_counters.report(now, host, report)
         ends = ((from_host_id(host), False), (to_host_id(host), True))
         return {
             "generated_at": now,
             "links": [self._link(now, link_id, host, to_host) for link_id, to_host in ends],
         }
+
+    def take_report(self, ip: str, report: Report) -> None:
+        """Take in what a known host's interface has carried."""
+        self._host_counters.report(self._clock(), self._network.hosts[ip], report)
 
     def _find(self, link_id: str) -> tuple[str, Hop | Host, bool]:
         for end in self._ends():

@@ -139,7 +139,7 @@ def _result(
             "background_udp_pps_each_way": plan.PPS,
             "host_counters": (
                 "this benchmark plays the hosts' agents: it reads their interfaces' counters and tells the "
-                "controller once a second"
+                "controller twice a second, as workers and orchestrator do"
                 if reported and all(reported)
                 else "the controller takes no host counters"
             ),

@@ -68,7 +68,7 @@ def read(pid: int, trains: tuple[TrainFrames, TrainFrames]) -> Reading:
 
 
 class Watch:
-    """Read all hosts' counters twice a second; tell them to the controller if it takes them."""
+    """Read all hosts' counters twice a second and, as the orchestrator does for its workers, tell them."""
 
     def __init__(self, hosts: dict[str, dict[str, str]], northbound: Northbound, *, report: bool) -> None:
         self._hosts = hosts
@@ -88,19 +88,20 @@ class Watch:
         self._thread.start()
 
     def _run(self) -> None:
-        turn = 0
-        while not self._stopping.wait(_INTERVAL_S):
-            turn += 1
+        due = time.monotonic()
+        while not self._stopping.wait(max(0.0, due - time.monotonic())):
+            due = max(due + _INTERVAL_S, time.monotonic())
+            told = {}
             for name, host in self._hosts.items():
                 reading = read(int(host["pid"]), self._trains[name])
                 self._readings[name].append(reading)
-                if self.reported and turn % 2 == 0:
-                    self._report(host["ip"], reading)
-
-    def _report(self, ip: str, reading: Reading) -> None:
-        body = {"at": reading.at, "rx_packets": reading.rx_packets, "tx_packets": reading.tx_packets}
-        if self._northbound.put(f"/hosts/{ip}/counters", body) in _REFUSED:
-            self.reported = False
+                told[host["ip"]] = {
+                    "at": reading.at,
+                    "rx_packets": reading.rx_packets,
+                    "tx_packets": reading.tx_packets,
+                }
+            if self.reported:
+                self.reported = self._northbound.put("/hosts/counters", {"hosts": told}) not in _REFUSED
 
     def rates_bps(self, host: str, since: float, until: float) -> Rates | None:
         """Return what arrived at and left a host in a span of Unix time; None if not covered."""

@@ -12,7 +12,7 @@ from orchestrator.adapters.telling import Tell
 from orchestrator.client import Client
 
 WHAT = "the hosts' packet counters"
-INTERVAL_S = 2.0
+INTERVAL_S = 0.5
 _PATH = "/northbound/v1/hosts/counters"
 _HOSTS_PER_REQUEST = 200
 

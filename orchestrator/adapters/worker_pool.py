@@ -33,7 +33,7 @@ from workers.wire import BodySink, Frame, Header
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_INTERVAL_S = 1.0
+HEARTBEAT_INTERVAL_S = 0.5
 HEARTBEAT_LIMIT_S = 5.0
 _WATCH_INTERVAL_S = 0.25
 _SERIALS_LIMIT = 8192

@@ -29,7 +29,7 @@ def _report_many(api: Api, request: Request) -> Response:
     for ip, report in body["hosts"].items():
         try:
             api.views.check_host(ip)
-            api.views.report(ip, _read(report))
+            api.views.take_report(ip, _read(report))
             taken.append(ip)
         except RequestError as error:
             refused[ip] = error.detail

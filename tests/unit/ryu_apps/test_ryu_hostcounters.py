@@ -79,6 +79,24 @@ def test_the_port_is_asked_when_a_report_comes(world: World) -> None:
     assert asked == ["OFPPortStatsRequest"]
 
 
+def test_the_port_is_asked_for_when_the_next_report_will_have_been_counted(world: World) -> None:
+    exchange(world, 5, lost_to=0.0, lost_from=0.0)
+    (due, place), *others = world.parts.host_counters._asks[-1:]
+    assert (place, others) == ((1, 11), [])
+    assert due == pytest.approx(world.now, abs=0.02)
+
+
+def test_ports_are_asked_when_it_is_time(world: World) -> None:
+    counters, asked = world.parts.host_counters, []
+    exchange(world, 5, lost_to=0.0, lost_from=0.0)
+    world.switches[1].send_msg = lambda message: asked.append(type(message).__name__)  # type: ignore[method-assign]
+    world.now += 0.1
+    with pytest.raises(AssertionError, match="no loop runs"):
+        counters.run()
+    assert set(asked) == {"OFPPortStatsRequest"}
+    assert counters._asks == []
+
+
 def test_a_host_that_received_more_than_was_sent_is_refused_and_counted(world: World) -> None:
     with pytest.raises(BadRequestError, match="more packets received than sent"):
         exchange(world, 20, lost_to=-0.5, lost_from=0.0)

@@ -84,6 +84,27 @@ def test_a_loss_that_goes_back_shows_as_soon_as_one_that_came() -> None:
     assert LossEstimator(source="probe", round_trip=False).loss(100.0, of).value == pytest.approx(0.05)
 
 
+def test_a_change_soon_after_another_is_not_held_against_a_mixture() -> None:
+    def of(window_s: float) -> Tally:
+        spans = ((3.0, 0.05), (9.0, 0.10), (9.0, 0.05), (9.0, 0.10), (30.0, 0.05))
+        sent = lost = 0.0
+        for length_s, ratio in spans:
+            part = 300 * max(0.0, min(window_s, length_s))
+            window_s -= length_s
+            sent, lost = sent + part, lost + ratio * part
+        return Tally(sent=sent, lost=lost)
+
+    loss = LossEstimator(source="probe", round_trip=False).loss(100.0, of)
+    assert (loss.value, loss.samples) == (pytest.approx(0.05), 900)
+
+
+def test_what_blurred_counters_tell_is_no_change() -> None:
+    def of(window_s: float) -> Tally:
+        return Tally(sent=300 * window_s, lost=15 * window_s + 25, variance=15.0**2)
+
+    assert LossEstimator(source="probe", round_trip=False).loss(100.0, of).samples == 300 * 60
+
+
 def test_loss_that_has_not_changed_counts_over_the_whole_window() -> None:
     stream = random.Random(5)
     estimator, cut_short = LossEstimator(source="probe", round_trip=False), 0

@@ -53,6 +53,33 @@ def test_a_counter_that_goes_back_costs_one_interval_and_is_no_loss() -> None:
     assert pair.tally(9.0).lost == 4 * 90
 
 
+@pytest.mark.parametrize("wrong", [-60, 60])
+def test_one_reading_of_a_wrong_moment_is_left_out_once_the_next_shows_it(wrong: int) -> None:
+    pair = CounterPair()
+    for second in range(11):
+        read(pair, second, 200 * second, 190 * second + (wrong if second == 8 else 0))
+    assert [mark.at for mark in pair._runs[-1]] == [0, 1, 2, 3, 4, 5, 6, 7, 9, 10]
+    assert pair.tally(10.0, 3.0).lost == 30
+
+
+def test_of_two_marks_close_together_the_better_one_counts() -> None:
+    pair = CounterPair()
+    for second in range(10):
+        pair.sent.add(second, 200 * second)
+        for at in (second - 0.3, second):
+            pair.add_received(at, round(200 * at))
+            pair.match(delay_s=0.0, timing_s=0.0)
+    assert [mark.at for mark in pair._runs[-1]] == list(range(10))
+
+
+def test_how_bursty_packets_come_does_not_depend_on_how_evenly_they_are_counted() -> None:
+    series = CounterSeries()
+    for second in range(40):
+        for at in (second, second + 0.003, second + 0.4):
+            series.add(at, round(300 * at))
+    assert series.dispersion < 1.5
+
+
 def test_a_rule_that_was_installed_anew_is_another_counter_even_if_it_counts_more() -> None:
     series = CounterSeries()
     series.add(0.0, 10, duration_s=50.0)
