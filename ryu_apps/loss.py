@@ -86,26 +86,40 @@ CHANGED = 13.0
 """Two tallies are not of one loss ratio beyond this `difference`: by chance 3 times in 10,000."""
 
 
-def since_change(tallies: Tallies) -> Tally:
-    """Return the tally of the whole window, or of its end alone where the loss ratio has changed.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """The loss ratio changed at Unix time `at`; it differs from what it was since `old_from` until then."""
 
-    The latest change is looked for first: in the shortest span whose end differs from what was before it in
-    that span, by the likelihood ratio of two binomial counts. So one that came soon after another is not held
-    against a mixture of both losses.
+    at: float
+    old_from: float
+
+    def holds(self, now: float, tallies: Tallies) -> bool:
+        """Tell whether what was lost since still differs from what was lost before.
+
+        It takes less to keep a change than to find one, so that a value does not go back and forth while the
+        difference is about as great as what is asked of it.
+        """
+        return _difference_before(tallies(now - self.at), tallies(now - self.old_from)) > 0
+
+
+def find_change(now: float, tallies: Tallies) -> Change | None:
+    """Return the latest change of the loss ratio within the window, None where it has not changed.
+
+    It is looked for first in the shortest span whose end differs from what was before it in that span, by the
+    likelihood ratio of two binomial counts. So one that came soon after another is not held against a mixture
+    of both losses.
     """
-    tallies = cache(tallies)
-    whole = tallies(WINDOW_S)
-    if max(whole.lost, tallies(LEAST_SPAN_S).lost) < LEAST_CHANGED:
-        return whole
+    if max(tallies(WINDOW_S).lost, tallies(LEAST_SPAN_S).lost) < LEAST_CHANGED:
+        return None
     for number, span_s in enumerate(CHANGE_WINDOWS_S):
         if span_s < LEAST_SPAN_S:
             continue
         span = tallies(span_s)
-        ends = (tallies(end_s) for end_s in CHANGE_WINDOWS_S[:number])
-        most, end = max(((_difference_before(end, span), end) for end in ends), key=_FIRST, default=(0, span))
+        ends = ((_difference_before(tallies(end_s), span), end_s) for end_s in CHANGE_WINDOWS_S[:number])
+        most, end_s = max(ends, key=_FIRST, default=(0.0, 0))
         if most > CHANGED:
-            return end
-    return whole
+            return Change(at=now - end_s, old_from=now - span_s)
+    return None
 
 
 _FIRST = itemgetter(0)
@@ -242,6 +256,7 @@ class LossEstimator:
         """Arrival and delay of those that no later one exceeds: the first has the longest delay."""
         self.unanswered = 0
         """Probes sent since the last one that arrived."""
+        self._change: Change | None = None
 
     def sent(self, now: float, number: int) -> None:
         """Note that probe `number` was sent."""
@@ -303,10 +318,19 @@ class LossEstimator:
             tallies, source = (probes, self.source) if round_trip else (counted, "counters")
         elif whole.sent > 0:
             source = f"counters+{self.source}"
+        tallies = cache(tallies)
         return loss_measurement(
-            since_change(tallies),
+            tallies(self._window_s(now, tallies)),
             tallies(RAW_WINDOW_S),
             source=source,
             age_s=self.settle_s(),
             round_trip=round_trip,
         )
+
+    def _window_s(self, now: float, tallies: Tallies) -> float:
+        """Return over how many seconds packets count: since the last change that still holds."""
+        change = self._change
+        if change is not None and (now - change.old_from >= WINDOW_S or not change.holds(now, tallies)):
+            change = None
+        self._change = find_change(now, tallies) or change
+        return WINDOW_S if self._change is None else now - self._change.at

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ryu_apps.loss import NOTHING, LossEstimator, Tally, loss_measurement, path_interval, wilson_interval
+from ryu_apps.loss import (
+    NOTHING,
+    Change,
+    LossEstimator,
+    Tally,
+    loss_measurement,
+    path_interval,
+    wilson_interval,
+)
 
 
 @given(st.integers(0, 300), st.integers(1, 300))
@@ -269,3 +277,22 @@ def test_counters_of_one_direction_stand_in_for_round_trips_when_they_tell_more(
 def test_more_received_than_sent_is_no_negative_loss() -> None:
     measured = loss_measurement(Tally(sent=1000, lost=-3), NOTHING, source="counters", age_s=1.0)
     assert (measured.value, measured.low) == (0.0, 0.0)
+
+
+def test_a_change_that_was_found_is_kept_while_it_holds_and_forgotten_when_it_does_not() -> None:
+    counts = {"new": 1200.0, "lost": 120.0}
+    old = Tally(sent=1500.0, lost=75.0)
+
+    def tallies(now: float) -> Callable[[float], Tally]:
+        def of(window_s: float) -> Tally:
+            new = Tally(sent=counts["new"], lost=counts["lost"])
+            return new if window_s <= now - 100.0 + 1e-6 else new + old
+
+        return of
+
+    change = Change(at=100.0, old_from=95.0)
+    assert change.holds(104.0, tallies(104.0))
+    counts["lost"] = 95.0
+    assert change.holds(104.0, tallies(104.0))
+    counts["lost"] = 70.0
+    assert not change.holds(104.0, tallies(104.0))
