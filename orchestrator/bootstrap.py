@@ -10,6 +10,7 @@ from pathlib import Path
 
 from orchestrator.adapters import counter_reports, goodput_reports, own_traffic, sockets
 from orchestrator.adapters.certificates import Authority
+from orchestrator.adapters.checkpoints import CheckpointFolder
 from orchestrator.adapters.models import FolderModels
 from orchestrator.adapters.northbound import NorthboundClient, read_token
 from orchestrator.adapters.store import SqlStore
@@ -66,9 +67,9 @@ def start(config: Config) -> Process:
     state_dir = _private_directory(config.state_dir)
     clock = SystemClock()
     store = SqlStore(f"sqlite:///{state_dir / 'records.sqlite3'}")
-    interrupted = store.interrupt_running(at=clock.unix_s())
+    interrupted = store.interrupt_running("deployment", at=clock.unix_s())
     if interrupted:
-        log.info("%d jobs or deployments of an earlier run were interrupted", interrupted)
+        log.info("%d deployments of an earlier run were interrupted", interrupted)
     events = EventLog(store=store, clock=clock)
     authority = Authority(
         state_dir / "authority",
@@ -97,6 +98,7 @@ def start(config: Config) -> Process:
         clock=clock,
         ids=random_id,
         seed=config.seed,
+        checkpoints=CheckpointFolder(state_dir / "checkpoints"),
     )
     deployments = SplitDeployments(
         pool=pool,
@@ -123,6 +125,7 @@ def start(config: Config) -> Process:
     northbound.start()
     for telling in tellings:
         telling.start()
+    jobs.resume()
     api.start()
     log.info("REST on http://%s:%d", config.api_host, api.port)
     log.info("workers attach at %s port %d", config.data_address, config.data_port)

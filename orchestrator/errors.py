@@ -43,6 +43,10 @@ class StoreError(OrchestratorError):
     """The records cannot be read or written."""
 
 
+class CheckpointError(OrchestratorError):
+    """A job's checkpoint cannot be written or is not whole."""
+
+
 class WorkerError(OrchestratorError):
     """A request to a worker did not succeed."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -222,12 +222,51 @@ class Store(Protocol):
         """Count the entries of a type over all records."""
         ...
 
-    def interrupt_running(self, *, at: float) -> int:
+    def unfinished(self, kind: RecordKind) -> Sequence[Record]:
+        """List what has not ended, newest first."""
+        ...
+
+    def interrupt_running(self, kind: RecordKind, *, at: float) -> int:
         """Mark what an earlier process left unfinished as `interrupted`; answers how many."""
         ...
 
     def ready(self) -> str | None:
         """Answer None when the store can be used, else why not."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A job between two rounds: its `state` as JSON, the parameters, what the outer optimiser remembers."""
+
+    job: str
+    version: int
+    state: Json
+    parameters: Tensors
+    outer: Tensors = field(default_factory=dict)
+
+
+class Checkpoints(Protocol):
+    """Where jobs are kept while they run, so that another process can go on with them."""
+
+    def save(self, checkpoint: Checkpoint) -> int:
+        """Keep a checkpoint and the one before it; answers its bytes. Raises CheckpointError."""
+        ...
+
+    def load(self, job: str) -> tuple[Checkpoint | None, tuple[str, ...]]:
+        """Read the newest that is whole, if any, and say what is wrong with newer ones."""
+        ...
+
+    def discard(self, job: str) -> None:
+        """Forget a job."""
+        ...
+
+    def keep_only(self, jobs: Collection[str]) -> None:
+        """Forget all other jobs."""
+        ...
+
+    def count_attempt(self, job: str, version: int) -> int:
+        """Note that a job is resumed from `version`; answers how often it was by now."""
         ...
 
 

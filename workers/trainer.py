@@ -6,6 +6,7 @@ of this node's power would have been done.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from collections.abc import Mapping
@@ -74,9 +75,24 @@ class Job:
         self.ended = threading.Event()
         self.config = config
         self.plan = plan
-        self.version = version
-        self.parameters = parameters
+        self.held = (version, parameters)
         self.data: torch.Tensor | None = None
+
+    @property
+    def version(self) -> int:
+        """Version of the parameters held."""
+        return self.held[0]
+
+    @property
+    def parameters(self) -> Parameters:
+        """The parameters held; replaced as a whole, never changed."""
+        return self.held[1]
+
+    def again(self) -> Job:
+        """Return the same job, not ended and with nothing running."""
+        job = Job(self.config, self.plan, *self.held)
+        job.data = self.data
+        return job
 
 
 class Trainer:
@@ -91,6 +107,7 @@ class Trainer:
             "train.data": self._take_data,
             "train.run": self._run,
             "train.update": self._update,
+            "train.holding": self._holding,
             "train.end": self._end,
         }
 
@@ -155,6 +172,23 @@ class Trainer:
             self._replace(job, frame)
         return _versioned(job)
 
+    def _holding(self, frame: Frame) -> Reply:
+        """Say what is held of a job, and stop what runs of it: whoever asks has lost track of it.
+
+        Parameters and data are never changed in place, so the new job may share them with the stopped one.
+        """
+        name = fields.text(frame.fields, "job")
+        stopped = self._job(frame)
+        job = stopped.again()
+        with self._lock:
+            if self._jobs.get(name) is not stopped:
+                raise RequestRefused("no-such-job", f"job {name!r} was ended or replaced meanwhile")
+            self._jobs[name] = job
+        stopped.ended.set()
+        data = None if job.data is None else hashlib.sha256(job.data.numpy().tobytes()).hexdigest()
+        version, parameters = job.held
+        return Reply({"version": version, "digest": digest(parameters), "data_digest": data})
+
     def _end(self, frame: Frame) -> Reply:
         with self._lock:
             job = self._jobs.pop(fields.text(frame.fields, "job"), None)
@@ -201,12 +235,11 @@ class Trainer:
     def _replace(self, job: Job, frame: Frame) -> None:
         """Take the frame's parameters as the job's; `job.lock` is held."""
         version = fields.integer(frame.fields, "version")
-        if version < job.version:
+        if version < job.version and frame.fields.get("anew") is not True:
             raise RequestRefused(
                 "wrong-version", f"version {version} is older than {job.version}, which is held"
             )
-        job.parameters = _checked(job.config, frame.tensors)
-        job.version = version
+        job.held = (version, _checked(job.config, frame.tensors))
 
     def _job(self, frame: Frame) -> Job:
         name = fields.text(frame.fields, "job")

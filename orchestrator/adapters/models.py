@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +127,8 @@ class FolderModels:
         folder = self._tuned_dir / job
         tensors = {name: _tensor(array) for name, array in parameters.items()}
         try:
+            if folder.exists():  # of the same job, by a process that was killed before it could say so
+                shutil.rmtree(folder)
             loader.write_folder(folder, model.config, tensors, model.tokenizer_json)
         except OSError as error:
             raise ModelError(f"the tuned model cannot be written to {folder}: {error}") from error

@@ -170,12 +170,19 @@ class SqlStore:
         with self._read() as connection:
             return connection.execute(counted).scalar_one()
 
-    def interrupt_running(self, *, at: float) -> int:
+    def unfinished(self, kind: RecordKind) -> Sequence[Record]:
+        """List what has not ended, newest first."""
+        wanted = (_records.c.kind == kind) & _records.c.ended_at.is_(None)
+        newest = select(_records).where(wanted).order_by(_records.c.created_at.desc(), _records.c.id)
+        with self._read() as connection:
+            return [_record(row) for row in connection.execute(newest).all()]
+
+    def interrupt_running(self, kind: RecordKind, *, at: float) -> int:
         """Mark what an earlier process left unfinished as `interrupted`; answers how many."""
         with self._write() as connection:
             changed = connection.execute(
                 update(_records)
-                .where(_records.c.ended_at.is_(None))
+                .where((_records.c.kind == kind) & _records.c.ended_at.is_(None))
                 .values(state="interrupted", ended_at=at, reason="the orchestrator stopped before it ended")
             )
         return changed.rowcount

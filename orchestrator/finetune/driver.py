@@ -7,7 +7,10 @@ import threading
 from random import Random
 from typing import Any
 
+from pydantic import ValidationError
+
 from orchestrator.core.energy import PowerProfile
+from orchestrator.core.errors import CoreError
 from orchestrator.core.scoring import Weights
 from orchestrator.core.selection import (
     DeadlineOptions,
@@ -16,14 +19,27 @@ from orchestrator.core.selection import (
     PlanOptions,
     PolicyOptions,
 )
-from orchestrator.errors import Conflict, InvalidRequest
+from orchestrator.errors import Conflict, InvalidRequest, OrchestratorError
 from orchestrator.finetune.engine import Engine
 from orchestrator.finetune.messages import JobSpec
 from orchestrator.finetune.request import JobRequest
 from orchestrator.finetune.run import JobRun
-from orchestrator.ports import Clock, EventSink, Ids, ModelStore, Northbound, Record, Store, WorkerPool
+from orchestrator.ports import (
+    Checkpoint,
+    Checkpoints,
+    Clock,
+    EventSink,
+    Ids,
+    ModelStore,
+    Northbound,
+    Record,
+    Store,
+    WorkerPool,
+)
 
 log = logging.getLogger(__name__)
+
+_ATTEMPTS_LIMIT = 3
 
 
 class FinetuneJobs:
@@ -40,6 +56,7 @@ class FinetuneJobs:
         clock: Clock,
         ids: Ids,
         seed: int,
+        checkpoints: Checkpoints,
     ) -> None:
         self._pool = pool
         self._northbound = northbound
@@ -49,6 +66,7 @@ class FinetuneJobs:
         self._clock = clock
         self._ids = ids
         self._seed = seed
+        self._checkpoints = checkpoints
         self._lock = threading.Lock()
         self._running: tuple[str, JobRun, threading.Thread] | None = None
 
@@ -79,6 +97,54 @@ class FinetuneJobs:
             self._start(job, wanted, nodes, seed, engine)
         return record
 
+    def resume(self) -> str | None:
+        """Go on with the job that an earlier process left when it was killed; answers its name, if any.
+
+        To be called before anything is submitted. A job that cannot be resumed fails with the reason; one
+        that was resumed too often without getting further, too, so that it does not go round for ever.
+        """
+        unfinished = self._store.unfinished("job")
+        self._checkpoints.keep_only([record.id for record in unfinished])
+        for record in unfinished[1:]:  # one runs at a time: there can be more only by somebody's hand
+            self._give_up(record, "interrupted", "the orchestrator stopped before it ended")
+        if not unfinished:
+            return None
+        record = unfinished[0]
+        try:
+            self._resume(record)
+        except (OrchestratorError, CoreError, ValidationError, KeyError, TypeError) as error:
+            self._give_up(record, "failed", f"it cannot be resumed: {error}")
+            return None
+        return record.id
+
+    def _resume(self, record: Record) -> None:
+        spec = record.spec
+        wanted: Any = JobRequest(**spec)
+        checkpoint, faults = self._checkpoints.load(record.id)
+        version = 0 if checkpoint is None else checkpoint.version
+        attempt = self._checkpoints.count_attempt(record.id, version)
+        resumes = attempt + (0 if checkpoint is None else int(checkpoint.state["resumes"]))
+        for reason in faults:
+            self._events.publish(
+                record.id, "checkpoint", {"version": None, "written": False, "reason": reason}
+            )
+        if attempt > _ATTEMPTS_LIMIT:
+            raise Conflict(
+                f"it was resumed {_ATTEMPTS_LIMIT} times from version {version} and got no further; "
+                "the log says why it ended"
+            )
+        nodes, seed = tuple(spec["nodes"]), int(spec["seed"])
+        log.info("job %s is resumed from version %d", record.id, version)
+        engine = self._make_engine(record.id, wanted, nodes, seed)
+        with self._lock:
+            self._start(record.id, wanted, nodes, seed, engine, resumes=resumes, checkpoint=checkpoint)
+
+    def _give_up(self, record: Record, state: str, reason: str) -> None:
+        log.warning("job %s: %s: %s", record.id, state, reason)
+        self._store.update(record.id, state=state, reason=reason, ended_at=self._clock.unix_s())
+        self._events.publish(record.id, "state", {"state": state, "reason": reason, "final": True})
+        self._checkpoints.discard(record.id)
+
     def cancel(self, job: str) -> Record:
         """Ask a running job to end.
 
@@ -101,7 +167,7 @@ class FinetuneJobs:
             running[2].join(timeout=timeout_s)
 
     def _refuse_second(self) -> None:
-        if self._running is not None and self._running[2].is_alive():
+        if self._running is not None and self._running[2].is_alive() and not self._running[1].ended:
             raise Conflict(
                 f"job {self._running[0]} is running and jobs run one at a time; wait for its end or cancel "
                 f"it with DELETE /api/v1/jobs/{self._running[0]}"
@@ -152,6 +218,9 @@ class FinetuneJobs:
         nodes: tuple[str, ...],
         seed: int,
         engine: Engine,
+        *,
+        resumes: int = 0,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         run = JobRun(
             job=job,
@@ -165,6 +234,9 @@ class FinetuneJobs:
             models=self._models,
             events=self._events,
             clock=self._clock,
+            checkpoints=self._checkpoints,
+            resumes=resumes,
+            checkpoint=checkpoint,
         )
         thread = threading.Thread(target=run.run, name=job, daemon=True)
         self._running = (job, run, thread)

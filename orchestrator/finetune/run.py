@@ -7,31 +7,41 @@ flight can keep sending them.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import queue
 import threading
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator import nodes as node_states
 from orchestrator.core.errors import CoreError
 from orchestrator.core.jsonable import to_json
-from orchestrator.errors import OrchestratorError, WorkerError, WorkerLost
+from orchestrator.errors import (
+    InvalidRequest,
+    OrchestratorError,
+    Unavailable,
+    WorkerError,
+    WorkerLost,
+)
 from orchestrator.events import Progress
 from orchestrator.finetune import messages as m
+from orchestrator.finetune import snapshot as snapshots
+from orchestrator.finetune.calls import NodeCalls, Traffic
 from orchestrator.finetune.data import Split, split
 from orchestrator.finetune.engine import Engine
 from orchestrator.finetune.job_workload import job_workload
-from orchestrator.finetune.parameters import Parameters, WeightedSum, fault
+from orchestrator.finetune.keeping import Keeper
+from orchestrator.finetune.parameters import Parameters, WeightedSum
 from orchestrator.finetune.request import JobRequest
 from orchestrator.ports import (
-    Answer,
+    Checkpoint,
+    Checkpoints,
     Clock,
     EventSink,
     Json,
@@ -47,8 +57,10 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.5
 _EVALUATORS = 1
-_PATIENCE_S = 5.0
-_END_TIMEOUT_S = 10.0
+RESUME_PATIENCE_S = 15.0
+"""How long a resumed job waits for all its nodes: workers try to attach again at least every 5 s or so."""
+RESUME_LIMIT_S = 600.0
+_RESUME_POLL_S = 0.1
 
 
 class JobRun:
@@ -68,7 +80,11 @@ class JobRun:
         models: ModelStore,
         events: EventSink,
         clock: Clock,
+        checkpoints: Checkpoints,
+        resumes: int = 0,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
+        """Take a job; `resumes`: how often it was begun before, `checkpoint`: where to go on."""
         self._job = job
         self._request: Any = request
         self._seed = seed
@@ -80,6 +96,15 @@ class JobRun:
         self._models = models
         self._events = events
         self._clock = clock
+        self._resumes = resumes
+        self._checkpoint = checkpoint
+        self._keeper = Keeper(
+            job=job,
+            checkpoints=checkpoints,
+            events=events,
+            newest=None if checkpoint is None else checkpoint.version,
+        )
+        self._checkpoint_due = False
         self._inbox: queue.Queue[m.Event] = queue.Queue()
         self._cancelled = threading.Event()
         self._ended = False
@@ -87,12 +112,17 @@ class JobRun:
         self._split: Split
         self._versions: dict[int, Parameters] = {}
         self._digests: dict[int, str] = {}
-        self._holds: dict[str, int] = {}
         self._held: dict[tuple[str, int], dict[str, NDArray[Any]]] = {}
         self._held_lock = threading.Lock()
+        self._digests_lock = threading.Lock()
         self._sums: dict[int, WeightedSum] = defaultdict(WeightedSum)
-        self._bytes: Counter[str] = Counter()
-        self._bytes_lock = threading.Lock()
+        self._calls: NodeCalls
+        self._traffic = Traffic(checkpoint.state["bytes"] if checkpoint else {})
+
+    @property
+    def ended(self) -> bool:
+        """Say whether the job has its last state; its thread may still tidy up."""
+        return self._ended
 
     def run(self) -> None:
         """Prepare, run to the end and leave the record in its last state."""
@@ -112,6 +142,7 @@ class JobRun:
             self._end("failed", f"{type(error).__name__}: {error}")
         finally:
             stop_listening()
+            self._keeper.close(discard=self._ended)
             executor.shutdown(wait=False, cancel_futures=True)
             self._evaluator.shutdown(wait=False, cancel_futures=True)
 
@@ -135,10 +166,44 @@ class JobRun:
             held_out_ratio=request.held_out_ratio,
             seed=self._seed,
         )
-        self._versions[0] = self._models.parameters(self._model)
+        self._data_digest = hashlib.sha256(tokens.tobytes()).hexdigest()
+        if self._checkpoint is None:
+            self._versions[0] = self._models.parameters(self._model)
+        else:
+            self._go_on_from(self._checkpoint)
+        self._calls = NodeCalls(
+            job=self._job,
+            pool=self._pool,
+            clock=self._clock,
+            seed=self._seed,
+            nodes=self._nodes,
+            config=self._model.config,
+            training=request.training.model_dump(exclude={"outer_learning_rate"}),
+            partitions=self._split.partitions,
+            timeout_s=request.round_timeout_s,
+            traffic=self._traffic,
+            known=self._resumes > 0,
+        )
+
+    def _go_on_from(self, checkpoint: Checkpoint) -> None:
+        """Take up the state of an earlier process.
+
+        Raises:
+            InvalidRequest: the data are no longer those that the job began with.
+        """
+        if checkpoint.state["data_digest"] != self._data_digest:
+            raise InvalidRequest(
+                f"the data {self._request.data} have changed since the job began, so that held-out and "
+                "trained text would mix; start a new job",
+                field="data",
+            )
+        self._versions[checkpoint.version] = checkpoint.parameters
+        self._engine.restore(snapshots.from_json(checkpoint.state["engine"]))
 
     def _loop(self) -> None:
         engine = self._engine
+        if self._resumes and not self._cancelled.is_set():
+            self._await_nodes()
         if self._cancelled.is_set():
             self._end("cancelled", "cancelled by the user")
             return
@@ -146,6 +211,29 @@ class JobRun:
         self._carry_out(engine.handle(m.JobStarted(now_s=self._clock.monotonic_s(), workload=workload)))
         while not self._ended:
             self._carry_out(engine.handle(self._next_event()))
+
+    def _await_nodes(self) -> None:
+        """Wait until the nodes of a resumed job have attached again: all for a while, then any.
+
+        Raises:
+            Unavailable: not one came.
+        """
+        wanted = self._engine.active or self._nodes
+        self._announce("preparing", f"resumed: waiting for {', '.join(wanted)} to attach again")
+        started_s = self._clock.monotonic_s()
+        while True:
+            here = {record.node for record in self._pool.nodes() if record.alive}
+            missing = [node for node in wanted if node not in here]
+            waited_s = self._clock.monotonic_s() - started_s
+            if not missing or (len(missing) < len(wanted) and waited_s > RESUME_PATIENCE_S):
+                return
+            if waited_s > RESUME_LIMIT_S:
+                raise Unavailable(
+                    f"none of {', '.join(wanted)} attached within {RESUME_LIMIT_S:g} s of the restart; "
+                    "start the workers, then a new job"
+                )
+            if self._cancelled.wait(_RESUME_POLL_S):
+                return
 
     def _next_event(self) -> m.Event:
         try:
@@ -165,6 +253,9 @@ class JobRun:
     def _carry_out(self, instructions: Iterable[m.Instruction]) -> None:
         for instruction in instructions:
             self._carry_out_one(instruction)
+        if self._checkpoint_due and not self._ended:
+            self._checkpoint_due = False
+            self._keeper.keep(self._make_checkpoint())
 
     def _carry_out_one(self, instruction: m.Instruction) -> None:
         match instruction:
@@ -192,6 +283,7 @@ class JobRun:
                 self._events.publish(self._job, "decision", decision.to_json())
             case m.ReportEpoch(report=report):
                 self._events.publish(self._job, "epoch", _json(report))
+                self._checkpoint_due |= self._keeper.needs(report.version)
             case m.Announce(state=state, reason=reason):
                 # The end is announced by _end, when the model is saved and the nodes are told.
                 if state not in ("completed", "failed", "cancelled"):
@@ -204,19 +296,13 @@ class JobRun:
             case _:
                 raise TypeError(f"the driver does not know the instruction {type(instruction).__name__}")
 
-    def _ask(
-        self, node: str, request: str, action: Callable[[Any, Any, str], None], instruction: Any
-    ) -> None:
+    def _ask(self, node: str, request: str, action: Callable[[Any, Any], None], instruction: Any) -> None:
         """Have `action` talk to the node in a thread of its own; what goes wrong becomes an event."""
-        version = instruction.version
-        parameters = self._versions[version]
-        if version not in self._digests:
-            self._digests[version] = self._models.digest(parameters)
-        digest = self._digests[version]
+        parameters = self._versions[instruction.version]
 
         def talk() -> None:
             try:
-                action(instruction, parameters, digest)
+                action(instruction, parameters)
             except WorkerLost as error:
                 self._put(m.NodeLost, node=node, reason=str(error))
             except WorkerError as error:
@@ -231,80 +317,51 @@ class JobRun:
     def _put(self, kind: type[m.Event], **values: Any) -> None:
         self._inbox.put(kind(now_s=self._clock.monotonic_s(), **values))
 
-    def _load(self, instruction: m.LoadNode, parameters: Parameters, digest: str) -> None:
+    def _digest(self, version: int, parameters: Parameters) -> str:
+        """Give the digest of a version, made once however many nodes it is sent to."""
+        with self._digests_lock:
+            if version not in self._digests:
+                self._digests[version] = self._models.digest(parameters)
+            return self._digests[version]
+
+    def _load(self, instruction: m.LoadNode, parameters: Parameters) -> None:
         node, version = instruction.node, instruction.version
-        training = self._request.training.model_dump(exclude={"outer_learning_rate"})
-        fields = {
-            "job": self._job,
-            "version": version,
-            "config": self._model.config,
-            "training": training,
-        }
-        answer = self._bulk(node, "train.load", fields, parameters, purpose="load")
-        _check_digest(node, version, answer, digest)
-        if instruction.data:
-            self._send_data(node)
-        self._holds[node] = version
+        digest = self._digest(version, parameters)
+        self._calls.load(node, version, parameters, digest, data=instruction.data)
         self._put(m.NodeLoaded, node=node, version=version)
 
-    def _send_data(self, node: str) -> None:
-        tokens = self._split.partitions[node]
-        answer = self._bulk(node, "train.data", {"job": self._job}, {"tokens": tokens}, purpose="load")
-        if answer.fields.get("tokens") != len(tokens):
-            raise WorkerError(f"node {node} took {answer.fields.get('tokens')} of {len(tokens)} tokens")
-
-    def _round(self, instruction: m.StartRound, parameters: Parameters, _digest: str) -> None:
-        node, epoch, version = instruction.node, instruction.epoch, instruction.version
-        fields = {
-            "job": self._job,
-            "epoch": epoch,
-            "version": version,
-            "seed": self._round_seed(node, epoch),
-        }
-        fresh = self._holds.get(node) == version
-        started_s = self._clock.monotonic_s()
-        answer = self._bulk(node, "train.run", fields, None if fresh else parameters, purpose="round")
-        round_s = self._clock.monotonic_s() - started_s
-        self._holds[node] = version
-        reason = _answer_fault(answer.fields, epoch, version) or fault(answer.tensors, parameters)
-        if reason is not None:
-            self._put(m.UpdateArrived, node=node, epoch=epoch, valid=False, reason=reason, round_s=round_s)
+    def _round(self, instruction: m.StartRound, parameters: Parameters) -> None:
+        node, epoch = instruction.node, instruction.epoch
+        answer = self._calls.round(node, epoch, instruction.version, parameters)
+        if answer.fault is not None:
+            self._put(
+                m.UpdateArrived,
+                node=node,
+                epoch=epoch,
+                valid=False,
+                reason=answer.fault,
+                round_s=answer.round_s,
+            )
             return
         with self._held_lock:
-            self._held[node, epoch] = answer.tensors
-        report = answer.fields
+            self._held[node, epoch] = answer.update
+        report = answer.report
         self._put(
             m.UpdateArrived,
             node=node,
             epoch=epoch,
             train_s=float(report["train_s"]),
-            round_s=round_s,
+            round_s=answer.round_s,
             real_s=float(report["real_s"]),
             late_s=float(report["late_s"]),
             samples=int(report["samples"]),
             loss=float(report["loss"]),
         )
 
-    def _sync(self, instruction: m.SyncNode, parameters: Parameters, digest: str) -> None:
+    def _sync(self, instruction: m.SyncNode, parameters: Parameters) -> None:
         node, version = instruction.node, instruction.version
-        fields = {"job": self._job, "version": version}
-        answer = self._bulk(node, "train.update", fields, parameters, purpose="sync")
-        _check_digest(node, version, answer, digest)
-        self._holds[node] = version
+        self._calls.sync(node, version, parameters, self._digest(version, parameters))
         self._put(m.NodeSynced, node=node, version=version)
-
-    def _bulk(self, node: str, kind: str, fields: Json, tensors: Any, *, purpose: str) -> Answer:
-        # The engine decides when a round has taken too long; this is only the end of waiting.
-        timeout_s = self._request.round_timeout_s + _PATIENCE_S
-        answer = self._pool.request(node, "bulk", kind, fields, tensors, timeout_s=timeout_s)
-        with self._bytes_lock:
-            self._bytes[f"{purpose}_sent_bytes"] += answer.sent_bytes
-            self._bytes[f"{purpose}_received_bytes"] += answer.received_bytes
-        return answer
-
-    def _round_seed(self, node: str, epoch: int) -> int:
-        sequence = np.random.SeedSequence([self._seed, self._nodes.index(node), epoch])
-        return int(sequence.generate_state(1)[0])
 
     def _take(self, node: str, epoch: int) -> dict[str, NDArray[Any]] | None:
         with self._held_lock:
@@ -318,8 +375,23 @@ class JobRun:
         # Requests in flight hold on to the parameters that they send; nobody starts from older ones.
         for version in [v for v in self._versions if v < instruction.base_version]:
             del self._versions[version]
-            self._digests.pop(version, None)
+            with self._digests_lock:
+                self._digests.pop(version, None)
         self._put(m.Aggregated, version=instruction.new_version)
+
+    def _make_checkpoint(self) -> Checkpoint:
+        version = self._engine.version
+        return Checkpoint(
+            job=self._job,
+            version=version,
+            state={
+                "engine": self._engine.snapshot(self._clock.monotonic_s()).to_json(),
+                "bytes": self._traffic.totals(),
+                "data_digest": self._data_digest,
+                "resumes": self._resumes,
+            },
+            parameters=self._versions[version],
+        )
 
     def _evaluate(self, version: int, parameters: Parameters) -> None:
         try:
@@ -362,15 +434,9 @@ class JobRun:
         with self._held_lock:
             self._held.clear()
 
-        def release(node: str) -> None:
-            try:
-                self._pool.request(node, "bulk", "train.end", {"job": self._job}, timeout_s=_END_TIMEOUT_S)
-            except WorkerError as error:
-                log.info("job %s: %s", self._job, error)
-
         attached = {record.node for record in self._pool.nodes() if record.alive}
         with ThreadPoolExecutor(max_workers=max(1, len(self._nodes))) as executor:
-            list(executor.map(release, [node for node in self._nodes if node in attached]))
+            list(executor.map(self._calls.end, [node for node in self._nodes if node in attached]))
 
     def _announce(self, state: str, reason: str) -> None:
         log.info("job %s: %s: %s", self._job, state, reason)
@@ -379,48 +445,19 @@ class JobRun:
 
     def _end(self, state: str, reason: str, summary: Json | None = None) -> None:
         self._ended = True
-        with self._bytes_lock:
-            figures = {
-                **(summary or {}),
-                "sent_bytes": sum(n for name, n in self._bytes.items() if name.endswith("_sent_bytes")),
-                "received_bytes": sum(
-                    n for name, n in self._bytes.items() if name.endswith("_received_bytes")
-                ),
-                "bytes": dict(self._bytes),
-            }
+        sizes = self._traffic.totals()
+        figures = {
+            **(summary or {}),
+            "sent_bytes": sum(n for name, n in sizes.items() if name.endswith("_sent_bytes")),
+            "received_bytes": sum(n for name, n in sizes.items() if name.endswith("_received_bytes")),
+            "bytes": sizes,
+            "resumes": self._resumes,
+        }
         self._store.update(
             self._job, state=state, reason=reason, ended_at=self._clock.unix_s(), summary=figures
         )
         log.info("job %s: %s: %s", self._job, state, reason)
         self._events.publish(self._job, "state", {"state": state, "reason": reason, "final": True})
-
-
-def _check_digest(node: str, version: int, answer: Answer, expected: str) -> None:
-    found = str(answer.fields.get("digest"))
-    if found != expected:
-        raise WorkerError(
-            f"node {node} holds other parameters than version {version}: digest {found[:16]}, "
-            f"should be {expected[:16]}"
-        )
-
-
-def _answer_fault(report: Json, epoch: int, version: int) -> str | None:
-    """Say what is wrong with the fields of an answer to `train.run`; None if nothing is."""
-    if (report.get("epoch"), report.get("version")) != (epoch, version):
-        return (
-            f"the answer is for epoch {report.get('epoch')} and version {report.get('version')}, "
-            f"asked were {epoch} and {version}"
-        )
-    for name in ("train_s", "real_s", "late_s", "loss"):
-        value = report.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            return f"{name} is {value!r}, not a finite number"
-        if value < 0:
-            return f"{name} is {value!r}, below 0"
-    samples = report.get("samples")
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        return f"samples is {samples!r}, not a whole number above 0"
-    return None
 
 
 def _json(value: object) -> Json:

@@ -71,14 +71,48 @@ class MemoryStore:
     def count_entries(self, type):
         return sum(entry.type == type for entry in self._entries)
 
-    def interrupt_running(self, *, at):
-        running = [record for record in self._records.values() if record.ended_at is None]
+    def unfinished(self, kind):
+        found = self.records(kind=kind, limit=len(self._records), offset=0)[0]
+        return [record for record in found if record.ended_at is None]
+
+    def interrupt_running(self, kind, *, at):
+        running = self.unfinished(kind)
         for record in running:
             self.update(record.id, state="interrupted", ended_at=at, reason="the orchestrator stopped")
         return len(running)
 
     def ready(self):
         return None
+
+
+class MemoryCheckpoints:
+    """The newest checkpoint of each job, in memory."""
+
+    def __init__(self) -> None:
+        self.kept = {}
+        self.saved = []
+        self.attempts = {}
+        self.fault = None
+
+    def save(self, checkpoint):
+        if self.fault is not None:
+            raise self.fault
+        self.saved.append(checkpoint.version)
+        self.kept[checkpoint.job] = checkpoint
+        return 1
+
+    def load(self, job):
+        return self.kept.get(job), ()
+
+    def discard(self, job):
+        self.kept.pop(job, None)
+
+    def keep_only(self, jobs):
+        self.kept = {job: kept for job, kept in self.kept.items() if job in jobs}
+
+    def count_attempt(self, job, version):
+        self.attempts[job, version] = self.attempts.get((job, version), 0) + 1
+        return self.attempts[job, version]
 
 
 class FakePool:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from orchestrator_fakes import FakeNorthbound, FakePool, MemoryStore
+from orchestrator_fakes import FakeNorthbound, FakePool, MemoryCheckpoints, MemoryStore
 
 from orchestrator.clock import SystemClock
 from orchestrator.core.errors import InvalidPolicy
-from orchestrator.errors import Conflict, InvalidRequest, NotFound, WorkerTimeout
+from orchestrator.errors import Conflict, InvalidRequest, NotFound, WorkerRefused, WorkerTimeout
 from orchestrator.events import EventLog
 from orchestrator.finetune.driver import FinetuneJobs
 from orchestrator.finetune.request import JobRequest
@@ -67,8 +67,9 @@ class Workers:
         self.samples = dict.fromkeys(NODES, 8)
         self.spoil = {}
         self.held = {}
+        self.data_digests = {}
         self.lock = threading.Lock()
-        for kind in ("load", "data", "run", "update", "end"):
+        for kind in ("load", "data", "run", "update", "holding", "end"):
             pool.answers[f"train.{kind}"] = getattr(self, kind)
 
     def load(self, node, fields, tensors):
@@ -78,7 +79,15 @@ class Workers:
         return self._take(node, fields, tensors)
 
     def data(self, node, _fields, tensors):
+        self.data_digests[node] = hashlib.sha256(tensors["tokens"].tobytes()).hexdigest()
         return self._answer({"tokens": len(tensors["tokens"])})
+
+    def holding(self, node, fields, _tensors):
+        if node not in self.data_digests or node not in self.held:
+            raise WorkerRefused(f"job {fields['job']} is not loaded here", code="no-such-job")
+        version, parameters = self.held[node]
+        digest = self.models.digest({"w": parameters})
+        return self._answer({"version": version, "digest": digest, "data_digest": self.data_digests[node]})
 
     def end(self, *_):
         return self._answer({})
@@ -118,19 +127,25 @@ class World:
         self.workers = Workers(self.pool, self.models)
         self.store = MemoryStore()
         self.events = EventLog(store=self.store, clock=SystemClock())
-        numbers = iter(range(1, 100))
-        self.jobs = FinetuneJobs(
+        self.checkpoints = MemoryCheckpoints()
+        self._numbers = iter(range(1, 100))
+        self.jobs = self.start_process()
+        for node in NODES:
+            self.pool.join(node)
+
+    def start_process(self):
+        """Make the jobs of a process that has just started, on the records that there are."""
+        return FinetuneJobs(
             pool=self.pool,
             northbound=FakeNorthbound(),
             store=self.store,
             models=self.models,
             events=self.events,
             clock=SystemClock(),
-            ids=lambda kind: f"{kind}-{next(numbers)}",
+            ids=lambda kind: f"{kind}-{next(self._numbers)}",
             seed=1,
+            checkpoints=self.checkpoints,
         )
-        for node in NODES:
-            self.pool.join(node)
 
     def run(self, **values):
         return self.finish(self.submit(**values).id)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -96,6 +98,7 @@ def test_an_update_is_what_the_next_run_starts_from(node: Node) -> None:
     assert node.run(version=4).fields["version"] == 4
     assert refusal(node.run, version=3).code == "wrong-version"
     assert refusal(node.ask, "train.update", as_arrays(START), version=3).code == "wrong-version"
+    assert node.ask("train.update", as_arrays(START), version=3, anew=True).fields["version"] == 3
 
 
 def test_parameters_sent_with_a_run_replace_older_ones(node: Node) -> None:
@@ -109,6 +112,30 @@ def test_sgd_steps_along_the_gradient(node: Node) -> None:
     delta = node.run().tensors
     length = sum(float((value.astype(np.float64) ** 2).sum()) for value in delta.values()) ** 0.5
     assert length == pytest.approx(0.1, rel=1e-3)  # the gradient is clipped to norm 1
+
+
+def test_what_a_node_holds_can_be_asked_for_and_is_trained_on(node: Node) -> None:
+    text = b"the quick brown fox jumps over the lazy dog. " * 40
+    held = node.ask("train.holding").fields
+    assert held == {"version": 3, "digest": digest(START), "data_digest": hashlib.sha256(text).hexdigest()}
+    assert node.run().fields["version"] == 3
+
+
+def test_asking_what_is_held_stops_what_still_runs() -> None:
+    node = Node(pacing=True, compute_flops=1e3)
+    node.load()
+    node.give()
+    refusals: list[RequestRefused] = []
+    thread = threading.Thread(target=lambda: refusals.append(refusal(node.run)))
+    thread.start()
+    deadline = time.monotonic() + 10
+    while not node.trainer._jobs["j"].lock.locked() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert node.ask("train.holding").fields["version"] == 3
+    thread.join(20)
+    assert not thread.is_alive()
+    assert refusals[0].code == "ended"
+    assert refusal(node.ask, "train.holding", job="other").code == "no-such-job"
 
 
 def test_training_takes_as_long_as_the_device_would() -> None:

@@ -1,0 +1,216 @@
+"""What the orchestrator asks a node in a fine-tuning job: load, train a round, take an update, end.
+
+Serves one job; calls come from many threads, for one node at most one at a time but for its end. Whatever a
+node answers is checked here before anything believes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.errors import WorkerError, WorkerRefused
+from orchestrator.finetune.parameters import Parameters, fault
+from orchestrator.ports import Answer, Clock, Json, Tensors, WorkerPool
+
+log = logging.getLogger(__name__)
+
+_PATIENCE_S = 5.0
+_END_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundAnswer:
+    """A node's answer to a round: its report and its update, or why it cannot be used."""
+
+    report: Json
+    update: dict[str, NDArray[Any]]
+    round_s: float
+    fault: str | None
+
+
+class Traffic:
+    """The bytes of a job's tensors by purpose and direction; thread-safe."""
+
+    def __init__(self, before: Mapping[str, int]) -> None:
+        """Count on from what an earlier process of the job counted."""
+        self._bytes: Counter[str] = Counter(before)
+        self._lock = threading.Lock()
+
+    def add(self, purpose: str, answer: Answer) -> None:
+        """Count one request and its answer."""
+        with self._lock:
+            self._bytes[f"{purpose}_sent_bytes"] += answer.sent_bytes
+            self._bytes[f"{purpose}_received_bytes"] += answer.received_bytes
+
+    def totals(self) -> dict[str, int]:
+        """Give the bytes so far."""
+        with self._lock:
+            return dict(self._bytes)
+
+
+class NodeCalls:
+    """The requests of one job to its nodes."""
+
+    def __init__(
+        self,
+        *,
+        job: str,
+        pool: WorkerPool,
+        clock: Clock,
+        seed: int,
+        nodes: tuple[str, ...],
+        config: Json,
+        training: Json,
+        partitions: Mapping[str, NDArray[Any]],
+        timeout_s: float,
+        traffic: Traffic,
+        known: bool,
+    ) -> None:
+        """`known`: nodes may hold the job from an earlier process."""
+        self._job = job
+        self._pool = pool
+        self._clock = clock
+        self._seed = seed
+        self._nodes = nodes
+        self._config = config
+        self._training = training
+        self._partitions = partitions
+        self._timeout_s = timeout_s
+        self._asked = set(nodes) if known else set()
+        self._holds: dict[str, int] = {}
+        self._traffic = traffic
+
+    def load(self, node: str, version: int, parameters: Parameters, digest: str, *, data: bool) -> None:
+        """Bring the model, and the node's data if it needs them; what it holds from before, it keeps.
+
+        Raises:
+            WorkerError: it cannot be loaded, or holds something else afterwards.
+        """
+        if not self._take_up(node, version, parameters, digest, data=data):
+            fields = {
+                "job": self._job,
+                "version": version,
+                "config": self._config,
+                "training": self._training,
+            }
+            answer = self._bulk(node, "train.load", fields, parameters, purpose="load")
+            _check_digest(node, version, answer, digest)
+            if data:
+                self._send_data(node)
+        self._holds[node] = version
+
+    def _send_data(self, node: str) -> None:
+        tokens = self._partitions[node]
+        answer = self._bulk(node, "train.data", {"job": self._job}, {"tokens": tokens}, purpose="load")
+        if answer.fields.get("tokens") != len(tokens):
+            raise WorkerError(f"node {node} took {answer.fields.get('tokens')} of {len(tokens)} tokens")
+
+    def _take_up(self, node: str, version: int, parameters: Parameters, digest: str, *, data: bool) -> bool:
+        """Have a node that was loaded before go on with what it still holds; False if it does not."""
+        asked_before = node in self._asked
+        self._asked.add(node)
+        if not asked_before:
+            return False
+        try:
+            held = self._bulk(node, "train.holding", {"job": self._job}, None, purpose="load").fields
+        except WorkerRefused as error:
+            log.info("job %s: %s: it is loaded anew", self._job, error)
+            return False
+        if data and held.get("data_digest") != hashlib.sha256(self._partitions[node].tobytes()).hexdigest():
+            return False
+        log.info("job %s: node %s still holds data and version %s", self._job, node, held.get("version"))
+        if (held.get("version"), held.get("digest")) != (version, digest):
+            self._update(node, version, parameters, digest, anew=True, purpose="load")
+        return True
+
+    def round(self, node: str, epoch: int, version: int, parameters: Parameters) -> RoundAnswer:
+        """Have a node train an epoch; it is sent the parameters if it holds older ones.
+
+        Raises:
+            WorkerError: it did not answer, or refused.
+        """
+        fields = {
+            "job": self._job,
+            "epoch": epoch,
+            "version": version,
+            "seed": self._round_seed(node, epoch),
+        }
+        fresh = self._holds.get(node) == version
+        started_s = self._clock.monotonic_s()
+        answer = self._bulk(node, "train.run", fields, None if fresh else parameters, purpose="round")
+        round_s = self._clock.monotonic_s() - started_s
+        self._holds[node] = version
+        reason = answer_fault(answer.fields, epoch, version) or fault(answer.tensors, parameters)
+        return RoundAnswer(report=answer.fields, update=answer.tensors, round_s=round_s, fault=reason)
+
+    def sync(self, node: str, version: int, parameters: Parameters, digest: str) -> None:
+        """Bring newer parameters to a node that takes no part.
+
+        Raises:
+            WorkerError: it did not take them.
+        """
+        self._update(node, version, parameters, digest, anew=False, purpose="sync")
+        self._holds[node] = version
+
+    def _update(
+        self, node: str, version: int, parameters: Parameters, digest: str, *, anew: bool, purpose: str
+    ) -> None:
+        fields = {"job": self._job, "version": version, **({"anew": True} if anew else {})}
+        answer = self._bulk(node, "train.update", fields, parameters, purpose=purpose)
+        _check_digest(node, version, answer, digest)
+
+    def end(self, node: str) -> None:
+        """Have a node forget the job; one that does not answer forgets it at its next job."""
+        try:
+            self._pool.request(node, "bulk", "train.end", {"job": self._job}, timeout_s=_END_TIMEOUT_S)
+        except WorkerError as error:
+            log.info("job %s: %s", self._job, error)
+
+    def _bulk(self, node: str, kind: str, fields: Json, tensors: Tensors | None, *, purpose: str) -> Answer:
+        # The engine decides when a round has taken too long; this is only the end of waiting.
+        timeout_s = self._timeout_s + _PATIENCE_S
+        answer = self._pool.request(node, "bulk", kind, fields, tensors, timeout_s=timeout_s)
+        self._traffic.add(purpose, answer)
+        return answer
+
+    def _round_seed(self, node: str, epoch: int) -> int:
+        sequence = np.random.SeedSequence([self._seed, self._nodes.index(node), epoch])
+        return int(sequence.generate_state(1)[0])
+
+
+def _check_digest(node: str, version: int, answer: Answer, expected: str) -> None:
+    found = str(answer.fields.get("digest"))
+    if found != expected:
+        raise WorkerError(
+            f"node {node} holds other parameters than version {version}: digest {found[:16]}, "
+            f"should be {expected[:16]}"
+        )
+
+
+def answer_fault(report: Json, epoch: int, version: int) -> str | None:
+    """Say what is wrong with the fields of an answer to `train.run`; None if nothing is."""
+    if (report.get("epoch"), report.get("version")) != (epoch, version):
+        return (
+            f"the answer is for epoch {report.get('epoch')} and version {report.get('version')}, "
+            f"asked were {epoch} and {version}"
+        )
+    for name in ("train_s", "real_s", "late_s", "loss"):
+        value = report.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return f"{name} is {value!r}, not a finite number"
+        if value < 0:
+            return f"{name} is {value!r}, below 0"
+    samples = report.get("samples")
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+        return f"samples is {samples!r}, not a whole number above 0"
+    return None
