@@ -115,7 +115,26 @@ class Training(_Section):
     sequence_length: Annotated[int, Field(ge=8, le=65536)] = 64
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 1.5e-3
     optimiser: Literal["adamw", "sgd"] = "adamw"
+    synchronisation: Literal["local_steps", "gradient"] = "local_steps"
+    """`gradient`: nodes send the mean gradient over `local_steps` batches (Pekel 2025, Algorithm 1); the
+    outer optimiser makes the step, and `learning_rate` and `optimiser` are not used."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Of the nodes' learning rate over all the job's steps; with `gradient`, of the outer one."""
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of all steps over which the rate rises from nothing."""
+    final_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the rate that a falling schedule ends at."""
+    outer_optimiser: Literal["sgd", "nesterov", "adam"] = "sgd"
     outer_learning_rate: Annotated[float, Field(gt=0, le=10)] = 1.0
+    outer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of nesterov; of adam it is beta 1."""
+    outer_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    outer_epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    """FedAdam's tau: how small a mean update still counts."""
+    update_encoding: Literal["fp32", "fp16", "int8", "topk"] = "fp32"
+    """How updates cross the network; the parameters are always sent as fp32."""
+    topk_ratio: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Share of the values that `topk` sends; the rest is added to the node's next update."""
 
 
 class Eliminate(_Section):

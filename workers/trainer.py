@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from workers import fields
+from workers import fields, updates
 from workers.device import Pacer, Timing, training_s
 from workers.errors import ModelError, RequestRefused
 from workers.link import Reply
 from workers.models.config import LlamaConfig, parameter_shapes, parse_config
-from workers.models.llama import build, check_parameters
+from workers.models.llama import Llama, build, check_parameters
 from workers.models.loader import digest
+from workers.schedule import SCHEDULES, Schedule
+from workers.updates import Update, UpdateFault
 from workers.wire import Frame, Tensor
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,10 @@ class Plan:
     sequence_length: int
     learning_rate: float
     optimiser: str
+    synchronisation: str
+    schedule: Schedule
+    encoding: str
+    topk_ratio: float
 
     @classmethod
     def parse(cls, section: Mapping[str, Any]) -> Plan:
@@ -54,6 +60,15 @@ class Plan:
             sequence_length=fields.integer(section, "sequence_length", least=8, most=65_536),
             learning_rate=fields.number(section, "learning_rate", most=10.0),
             optimiser=fields.choice(section, "optimiser", ("adamw", "sgd")),
+            synchronisation=fields.choice(section, "synchronisation", ("local_steps", "gradient")),
+            schedule=Schedule(
+                kind=fields.choice(section, "schedule", SCHEDULES),
+                total_steps=fields.integer(section, "total_steps", least=1),
+                warmup_steps=fields.integer(section, "warmup_steps"),
+                final_ratio=fields.number(section, "final_learning_rate_ratio", above=-1e-9, most=1.0),
+            ),
+            encoding=fields.choice(section, "update_encoding", updates.ENCODINGS),
+            topk_ratio=fields.number(section, "topk_ratio", most=1.0),
         )
 
     @property
@@ -77,6 +92,8 @@ class Job:
         self.plan = plan
         self.held = (version, parameters)
         self.data: torch.Tensor | None = None
+        self.residual: Update = {}
+        """What top-k has not sent yet; a node that is loaded anew begins without."""
 
     @property
     def version(self) -> int:
@@ -92,6 +109,7 @@ class Job:
         """Return the same job, not ended and with nothing running."""
         job = Job(self.config, self.plan, *self.held)
         job.data = self.data
+        job.residual = self.residual
         return job
 
 
@@ -212,7 +230,8 @@ class Trainer:
                 raise RequestRefused("no-data", "this node has no data of the job; send train.data first")
             span = self._pacer.begin()
             try:
-                delta, loss = _train(job, job.data, seed=seed, epoch=epoch)
+                update, loss = _train(job, job.data, seed=seed, epoch=epoch)
+                sent = _encoded(job, update)
                 timing = span.finish(self._modelled_s(job), interrupt=job.ended)
             finally:
                 span.abandon()
@@ -221,7 +240,7 @@ class Trainer:
         logger.info(
             "epoch %d: loss %.3f in %.2f s (late %.2f s)", epoch, loss, timing.elapsed_s, timing.late_s
         )
-        return Reply(_report(job, epoch, loss, timing), delta)
+        return Reply(_report(job, epoch, loss, timing), sent)
 
     def _modelled_s(self, job: Job) -> float:
         return training_s(
@@ -273,29 +292,80 @@ def _report(job: Job, epoch: int, loss: float, timing: Timing) -> dict[str, Any]
     }
 
 
-def _train(job: Job, data: torch.Tensor, *, seed: int, epoch: int) -> tuple[dict[str, Tensor], float]:
-    """Run the local steps from the job's parameters; return trained minus start, and the mean loss in nats.
+def _train(job: Job, data: torch.Tensor, *, seed: int, epoch: int) -> tuple[Update, float]:
+    """Train from the job's parameters; return the update, and the mean loss in nats.
 
-    The same parameters, data, seed and epoch give the same result. The job's parameters stay as they are.
+    The update is trained minus start, or minus the mean gradient. The same parameters, data, seed and epoch
+    give the same result. The job's parameters stay as they are.
     """
     model = build(job.config, {name: value.clone() for name, value in job.parameters.items()})
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    whole = job.plan.synchronisation == "gradient"
+    losses = (_gradients if whole else _local_steps)(job, model, data, generator, epoch)
+    update = _negative_gradient(model) if whole else _difference(model, job.parameters)
+    broken = [name for name, value in update.items() if not np.isfinite(value).all()]
+    if broken:
+        raise RequestRefused("not-finite", f"{broken[0]} is no longer finite; use a smaller learning rate")
+    return update, sum(losses) / len(losses)
+
+
+def _local_steps(
+    job: Job, model: Llama, data: torch.Tensor, generator: torch.Generator, epoch: int
+) -> list[float]:
+    """Take the epoch's optimiser steps; return their losses."""
     optimiser = _optimiser(model, job.plan)
     losses = []
     for step in range(job.plan.local_steps):
-        if job.ended.is_set():
-            raise RequestRefused("ended", "the job was ended while it ran")
         optimiser.zero_grad()
-        loss = model.loss(_sample(data, job.plan, generator))
-        loss.backward()
+        losses.append(_backward(job, model, data, generator, step))
         torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
+        factor = job.plan.schedule.factor(epoch * job.plan.local_steps + step)
+        for group in optimiser.param_groups:
+            group["lr"] = job.plan.learning_rate * factor
         optimiser.step()
-        losses.append(float(loss.detach()))
-        if not np.isfinite(losses[-1]):
-            raise RequestRefused(
-                "not-finite", f"the loss of step {step + 1} is {losses[-1]}; use a smaller learning rate"
-            )
-    return _difference(model, job.parameters), sum(losses) / len(losses)
+    return losses
+
+
+def _gradients(
+    job: Job, model: Llama, data: torch.Tensor, generator: torch.Generator, _epoch: int
+) -> list[float]:
+    """Leave the mean gradient over the epoch's batches with the model; return their losses."""
+    losses = [_backward(job, model, data, generator, step) for step in range(job.plan.local_steps)]
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad /= job.plan.local_steps
+    torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
+    return losses
+
+
+def _backward(job: Job, model: Llama, data: torch.Tensor, generator: torch.Generator, step: int) -> float:
+    """Add one batch's gradients to the model's; return its loss."""
+    if job.ended.is_set():
+        raise RequestRefused("ended", "the job was ended while it ran")
+    loss = model.loss(_sample(data, job.plan, generator))
+    loss.backward()
+    value = float(loss.detach())
+    if not np.isfinite(value):
+        raise RequestRefused(
+            "not-finite", f"the loss of step {step + 1} is {value}; use a smaller learning rate"
+        )
+    return value
+
+
+def _encoded(job: Job, update: Update) -> Update:
+    """Put an update into its form on the wire, and keep what top-k leaves out for the next."""
+    plan = job.plan
+    if plan.encoding == "topk" and job.residual:
+        update = {name: value + job.residual[name] for name, value in update.items()}
+    try:
+        sent = updates.encode(update, plan.encoding, ratio=plan.topk_ratio)
+    except UpdateFault as error:
+        raise RequestRefused("not-finite", str(error)) from error
+    if plan.encoding == "topk":
+        shapes = {name: value.shape for name, value in update.items()}
+        arrived = updates.decode(sent, shapes, plan.encoding, ratio=plan.topk_ratio)
+        job.residual = {name: value - arrived[name] for name, value in update.items()}
+    return sent
 
 
 def _optimiser(model: torch.nn.Module, plan: Plan) -> torch.optim.Optimizer:
@@ -311,10 +381,15 @@ def _sample(data: torch.Tensor, plan: Plan, generator: torch.Generator) -> torch
     return torch.stack([data[start : start + length + 1] for start in starts]).long()
 
 
-def _difference(model: torch.nn.Module, start: Parameters) -> dict[str, Tensor]:
+def _difference(model: torch.nn.Module, start: Parameters) -> Update:
     trained = model.state_dict()
-    delta = {name: (trained[name] - value).numpy() for name, value in start.items()}
-    broken = [name for name, value in delta.items() if not np.isfinite(value).all()]
-    if broken:
-        raise RequestRefused("not-finite", f"{broken[0]} is no longer finite; use a smaller learning rate")
-    return delta
+    return {name: (trained[name] - value).numpy() for name, value in start.items()}
+
+
+def _negative_gradient(model: torch.nn.Module) -> Update:
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    return {
+        name: np.zeros(shapes[name], np.float32) if gradient is None else -gradient.numpy()
+        for name, gradient in found.items()
+    }

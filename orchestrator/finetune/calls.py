@@ -21,11 +21,26 @@ from numpy.typing import NDArray
 from orchestrator.errors import WorkerError, WorkerRefused
 from orchestrator.finetune.parameters import Parameters, fault
 from orchestrator.ports import Answer, Clock, Json, Tensors, WorkerPool
+from scenarios.schema import Training
+from workers import updates
+from workers.updates import UpdateFault
 
 log = logging.getLogger(__name__)
 
 _PATIENCE_S = 5.0
 _END_TIMEOUT_S = 10.0
+_WORKERS_KEYS = {
+    "local_steps",
+    "batch_size",
+    "sequence_length",
+    "learning_rate",
+    "optimiser",
+    "synchronisation",
+    "schedule",
+    "final_learning_rate_ratio",
+    "update_encoding",
+    "topk_ratio",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +85,8 @@ class NodeCalls:
         seed: int,
         nodes: tuple[str, ...],
         config: Json,
-        training: Json,
+        training: Training,
+        epochs: int,
         partitions: Mapping[str, NDArray[Any]],
         timeout_s: float,
         traffic: Traffic,
@@ -84,6 +100,7 @@ class NodeCalls:
         self._nodes = nodes
         self._config = config
         self._training = training
+        self._epochs = epochs
         self._partitions = partitions
         self._timeout_s = timeout_s
         self._asked = set(nodes) if known else set()
@@ -101,7 +118,7 @@ class NodeCalls:
                 "job": self._job,
                 "version": version,
                 "config": self._config,
-                "training": self._training,
+                "training": worker_training(self._training, epochs=self._epochs),
             }
             answer = self._bulk(node, "train.load", fields, parameters, purpose="load")
             _check_digest(node, version, answer, digest)
@@ -150,8 +167,24 @@ class NodeCalls:
         answer = self._bulk(node, "train.run", fields, None if fresh else parameters, purpose="round")
         round_s = self._clock.monotonic_s() - started_s
         self._holds[node] = version
-        reason = answer_fault(answer.fields, epoch, version) or fault(answer.tensors, parameters)
-        return RoundAnswer(report=answer.fields, update=answer.tensors, round_s=round_s, fault=reason)
+        reason = answer_fault(answer.fields, epoch, version)
+        if reason is not None:
+            return RoundAnswer(report=answer.fields, update={}, round_s=round_s, fault=reason)
+        try:
+            update = self._decoded(answer.tensors, parameters)
+        except UpdateFault as error:
+            return RoundAnswer(report=answer.fields, update={}, round_s=round_s, fault=str(error))
+        return RoundAnswer(report=answer.fields, update=update, round_s=round_s, fault=None)
+
+    def _decoded(self, received: Tensors, parameters: Parameters) -> dict[str, NDArray[Any]]:
+        shapes = {name: array.shape for name, array in parameters.items()}
+        update = updates.decode(
+            received, shapes, self._training.update_encoding, ratio=self._training.topk_ratio
+        )
+        reason = fault(update, parameters)
+        if reason is not None:
+            raise UpdateFault(reason)
+        return update
 
     def sync(self, node: str, version: int, parameters: Parameters, digest: str) -> None:
         """Bring newer parameters to a node that takes no part.
@@ -186,6 +219,16 @@ class NodeCalls:
     def _round_seed(self, node: str, epoch: int) -> int:
         sequence = np.random.SeedSequence([self._seed, self._nodes.index(node), epoch])
         return int(sequence.generate_state(1)[0])
+
+
+def worker_training(training: Training, *, epochs: int) -> Json:
+    """Give what a worker is told of the training of a job of `epochs` (`training` of train.load)."""
+    total_steps = epochs * training.local_steps
+    return {
+        **training.model_dump(include=_WORKERS_KEYS),
+        "total_steps": total_steps,
+        "warmup_steps": round(training.warmup_ratio * total_steps),
+    }
 
 
 def _check_digest(node: str, version: int, answer: Answer, expected: str) -> None:

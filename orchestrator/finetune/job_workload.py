@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from orchestrator.core.workload import Workload
 from orchestrator.finetune.data import Split
 from orchestrator.ports import Model
+from workers import updates
 
 _CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 _BYTES_PER_PARAMETER = 4
@@ -31,7 +32,7 @@ def job_workload(request: Any, model: Model, split: Split) -> Workload:
     parameters = model.parameter_bytes / _BYTES_PER_PARAMETER
     return Workload(
         model_bytes=model.parameter_bytes,
-        update_bytes=model.parameter_bytes,
+        update_bytes=_update_bytes(request.training, model.parameter_bytes),
         data_bytes={node: int(part.nbytes) for node, part in split.partitions.items()},
         flops=_FLOPS_PER_PARAMETER_AND_TOKEN * parameters * tokens,
         layer_passes=_PASSES * model.layers * training.local_steps,
@@ -40,6 +41,12 @@ def job_workload(request: Any, model: Model, split: Split) -> Workload:
         congestion_control=congestion_control(),
         orchestrator_bps=request.orchestrator_bps,
     )
+
+
+def _update_bytes(training: Any, parameter_bytes: int) -> int:
+    """Estimate an update's bytes on the wire, but for scales and the rounding of single tensors."""
+    shapes = {"": (parameter_bytes // _BYTES_PER_PARAMETER,)}
+    return updates.wire_bytes(shapes, training.update_encoding, ratio=training.topk_ratio)
 
 
 def makeup(partitions: Mapping[str, NDArray[Any]]) -> dict[str, tuple[float, ...]]:

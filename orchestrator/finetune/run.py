@@ -37,6 +37,7 @@ from orchestrator.finetune.data import Split, split
 from orchestrator.finetune.engine import Engine
 from orchestrator.finetune.job_workload import job_workload
 from orchestrator.finetune.keeping import Keeper
+from orchestrator.finetune.outer import OuterOptimiser, OuterSettings
 from orchestrator.finetune.parameters import Parameters, WeightedSum
 from orchestrator.finetune.request import JobRequest
 from orchestrator.ports import (
@@ -52,6 +53,7 @@ from orchestrator.ports import (
     Store,
     WorkerPool,
 )
+from workers.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +107,21 @@ class JobRun:
             newest=None if checkpoint is None else checkpoint.version,
         )
         self._checkpoint_due = False
+        training = self._request.training
+        self._outer = OuterOptimiser(
+            OuterSettings(
+                kind=training.outer_optimiser,
+                momentum=training.outer_momentum,
+                beta2=training.outer_beta2,
+                epsilon=training.outer_epsilon,
+            )
+        )
+        self._schedule = Schedule(
+            kind=training.schedule,
+            total_steps=self._request.epochs,
+            warmup_steps=round(training.warmup_ratio * self._request.epochs),
+            final_ratio=training.final_learning_rate_ratio,
+        )
         self._inbox: queue.Queue[m.Event] = queue.Queue()
         self._cancelled = threading.Event()
         self._ended = False
@@ -178,7 +195,8 @@ class JobRun:
             seed=self._seed,
             nodes=self._nodes,
             config=self._model.config,
-            training=request.training.model_dump(exclude={"outer_learning_rate"}),
+            training=request.training,
+            epochs=request.epochs,
             partitions=self._split.partitions,
             timeout_s=request.round_timeout_s,
             traffic=self._traffic,
@@ -198,6 +216,7 @@ class JobRun:
                 field="data",
             )
         self._versions[checkpoint.version] = checkpoint.parameters
+        self._outer.restore(checkpoint.outer, checkpoint.parameters)
         self._engine.restore(snapshots.from_json(checkpoint.state["engine"]))
 
     def _loop(self) -> None:
@@ -369,8 +388,11 @@ class JobRun:
 
     def _aggregate(self, instruction: m.Aggregate) -> None:
         total = self._sums.pop(instruction.epoch)
-        self._versions[instruction.new_version] = total.applied_to(
-            self._versions[instruction.base_version], learning_rate=instruction.outer_learning_rate
+        rate = instruction.outer_learning_rate
+        if self._request.training.synchronisation == "gradient":
+            rate *= self._schedule.factor(instruction.epoch)
+        self._versions[instruction.new_version] = self._outer.step(
+            self._versions[instruction.base_version], total, learning_rate=rate
         )
         # Requests in flight hold on to the parameters that they send; nobody starts from older ones.
         for version in [v for v in self._versions if v < instruction.base_version]:
@@ -391,6 +413,7 @@ class JobRun:
                 "resumes": self._resumes,
             },
             parameters=self._versions[version],
+            outer=self._outer.state(),
         )
 
     def _evaluate(self, version: int, parameters: Parameters) -> None:

@@ -93,11 +93,13 @@ class MemoryCheckpoints:
         self.saved = []
         self.attempts = {}
         self.fault = None
+        self.newest = None
 
     def save(self, checkpoint):
         if self.fault is not None:
             raise self.fault
         self.saved.append(checkpoint.version)
+        self.newest = checkpoint
         self.kept[checkpoint.job] = checkpoint
         return 1
 

@@ -356,3 +356,43 @@ def test_the_same_seed_gives_every_node_the_same_data_and_sampler_seeds(world):
     first, second = run(), run()
     assert first == second
     assert len({seed for _, _, seed in first}) == len(first), "every node and epoch has its own"
+
+
+def test_updates_cross_the_wire_in_the_form_that_was_asked_for_and_are_decoded(world):
+    def largest_only(_report, delta):
+        values = delta.pop("w")
+        delta |= {"w:index": np.array([1], dtype=np.int32), "w:value": values[1:]}
+
+    world.workers.spoil = dict.fromkeys(NODES, largest_only)
+    training = {"sequence_length": 16, "update_encoding": "topk", "topk_ratio": 0.5}
+    record = world.run(training=training)
+    np.testing.assert_allclose(world.models.saved[record.id]["w"], [0.0, 2.0])
+
+
+@pytest.mark.parametrize("index", [-1, 2, 2**31 - 1])
+def test_places_outside_of_a_tensor_cost_their_sender_its_contribution(world, index):
+    def sparse(place):
+        def spoil(_report, delta):
+            delta.pop("w")
+            delta |= {"w:index": np.array([place], np.int32), "w:value": np.ones(1, np.float32)}
+
+        return spoil
+
+    world.workers.spoil = {**dict.fromkeys(NODES, sparse(0)), "h2": sparse(index)}
+    record = world.run(training={"sequence_length": 16, "update_encoding": "topk", "topk_ratio": 0.5})
+    np.testing.assert_allclose(world.models.saved[record.id]["w"], [2.0, 0.0])
+    assert "w:index" in world.entries(record.id, "epoch")[0]["failed"]["h2"]
+
+
+def test_momentum_of_the_outer_optimiser_carries_over_rounds(world):
+    training = {"sequence_length": 16, "outer_optimiser": "nesterov", "outer_momentum": 0.5}
+    record = world.run(training=training)
+    # velocity 1, then 1.5; steps 1 + 0.5 * 1 and 1 + 0.5 * 1.5
+    np.testing.assert_allclose(world.models.saved[record.id]["w"], [3.25, 3.25])
+    assert set(world.checkpoints.newest.outer) == {"velocity/w", "steps"}
+
+
+def test_in_gradient_rounds_the_schedule_is_the_outer_ones(world):
+    training = {"sequence_length": 16, "synchronisation": "gradient", "schedule": "linear"}
+    record = world.run(epochs=2, training=training)
+    np.testing.assert_allclose(world.models.saved[record.id]["w"], [1.5, 1.5])

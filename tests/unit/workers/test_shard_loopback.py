@@ -91,6 +91,13 @@ def test_a_training_round_comes_back_over_the_wire(ring: WireRing) -> None:
         "sequence_length": 16,
         "learning_rate": 1e-3,
         "optimiser": "adamw",
+        "synchronisation": "local_steps",
+        "schedule": "constant",
+        "total_steps": 2,
+        "warmup_steps": 0,
+        "final_learning_rate_ratio": 0.0,
+        "update_encoding": "fp32",
+        "topk_ratio": 0.1,
     }
     start = as_arrays(ring.parameters)
     loading = {"job": "j", "version": 0, "config": TINY, "training": plan}

@@ -23,7 +23,20 @@ from workers.trainer import Trainer
 from workers.wire import Frame
 
 CONFIG = parse_config(TINY)
-PLAN = {"local_steps": 3, "batch_size": 4, "sequence_length": 16, "learning_rate": 1e-3, "optimiser": "adamw"}
+PLAN = {
+    "local_steps": 3,
+    "batch_size": 4,
+    "sequence_length": 16,
+    "learning_rate": 1e-3,
+    "optimiser": "adamw",
+    "synchronisation": "local_steps",
+    "schedule": "constant",
+    "total_steps": 30,
+    "warmup_steps": 0,
+    "final_learning_rate_ratio": 0.0,
+    "update_encoding": "fp32",
+    "topk_ratio": 0.1,
+}
 START = random_parameters(CONFIG)
 
 
@@ -112,6 +125,60 @@ def test_sgd_steps_along_the_gradient(node: Node) -> None:
     delta = node.run().tensors
     length = sum(float((value.astype(np.float64) ** 2).sum()) for value in delta.values()) ** 0.5
     assert length == pytest.approx(0.1, rel=1e-3)  # the gradient is clipped to norm 1
+
+
+def gradient_of(node: Node, parameters: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Compute the mean gradient over the batches that the node draws for epoch 0 with seed 1."""
+    job = node.trainer._jobs["j"]
+    assert job.data is not None
+    model = build(CONFIG, {name: value.clone() for name, value in parameters.items()})
+    generator = torch.Generator().manual_seed(1_000_003)
+    for _ in range(job.plan.local_steps):
+        batch = job.data.unfold(0, 17, 1)[torch.randint(0, len(job.data) - 16, (4,), generator=generator)]
+        (model.loss(batch.long()) / job.plan.local_steps).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+
+
+def test_a_gradient_round_answers_minus_the_mean_gradient(node: Node) -> None:
+    node.load(synchronisation="gradient")
+    node.give()
+    update = node.run().tensors
+    expected = gradient_of(node, START)
+    assert set(update) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(update[name], -value.numpy(), rtol=1e-4, atol=1e-7)
+
+
+def test_a_falling_schedule_makes_the_last_epochs_steps_smaller(node: Node) -> None:
+    def length(epoch: int) -> float:
+        delta = node.run(epoch=epoch).tensors
+        return float(sum((value.astype(np.float64) ** 2).sum() for value in delta.values()) ** 0.5)
+
+    node.load(schedule="linear", optimiser="sgd", local_steps=1, learning_rate=0.1, total_steps=4)
+    node.give()
+    assert [length(epoch) for epoch in range(4)] == pytest.approx([0.1, 0.075, 0.05, 0.025], rel=1e-3)
+
+
+def test_top_k_sends_later_what_it_left_out(node: Node) -> None:
+    plan = {"update_encoding": "topk", "topk_ratio": 0.25, "optimiser": "sgd", "local_steps": 1}
+    node.load(optimiser="sgd", local_steps=1)
+    node.give()
+    whole = [node.run(epoch=epoch).tensors for epoch in (0, 1)]
+    node.load(**plan)
+    node.give()
+    name = "model.embed_tokens.weight"
+    first, second = node.run(epoch=0).tensors, node.run(epoch=1).tensors
+    left = whole[0][name].reshape(-1).copy()
+    assert len(first[f"{name}:value"]) == -(-left.size // 4)
+    np.testing.assert_array_equal(left[first[f"{name}:index"]], first[f"{name}:value"])
+    left[first[f"{name}:index"]] = 0
+    owed = left + whole[1][name].reshape(-1)
+    np.testing.assert_allclose(owed[second[f"{name}:index"]], second[f"{name}:value"], rtol=1e-6)
+    node.load(**plan)  # loaded anew, it owes nothing
+    node.give()
+    again = node.run(epoch=1).tensors
+    np.testing.assert_array_equal(whole[1][name].reshape(-1)[again[f"{name}:index"]], again[f"{name}:value"])
 
 
 def test_what_a_node_holds_can_be_asked_for_and_is_trained_on(node: Node) -> None:
@@ -213,6 +280,11 @@ def test_data_that_cannot_be_trained_on_is_refused(node: Node, tokens: Any, code
         {"learning_rate": 0},
         {"learning_rate": float("nan")},
         {"optimiser": "lion"},
+        {"schedule": "steep"},
+        {"synchronisation": "never"},
+        {"update_encoding": "zip"},
+        {"topk_ratio": 0},
+        {"final_learning_rate_ratio": -1},
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused_naming_the_field(node: Node, change: dict[str, Any]) -> None:
