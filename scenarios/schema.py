@@ -221,7 +221,13 @@ class Finetune(_Section):
     """Rate of the link that all transfers share; left out: it is no bottleneck."""
     training: Training = Training()
     data: str = "found"
-    """`found`: text found on every Python installation; else a path to a text file."""
+    """`found`: text found on every Python installation; else a path to a text or JSONL file."""
+    partition: Literal["equal", "capacity", "dirichlet"] = "equal"
+    """How data are dealt to the nodes: equally, by compute, or unlike one another (docs/fine_tuning.md)."""
+    dirichlet_alpha: Annotated[float, Field(gt=0, le=1000)] = 0.3
+    """The smaller, the more the nodes' data differ."""
+    local_data: bool = False
+    """Nodes that have data of their own (`utopia-worker --local-data`) train on it, too; it stays there."""
     data_bytes: Annotated[int, Field(ge=10_000)] = 450_000
     held_out_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.1
     round_timeout_s: Annotated[float, Field(gt=0)] = 180.0

@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import psutil
@@ -145,7 +146,7 @@ class Agent:
         config: WorkerConfig,
         profile: DeviceProfile,
         *,
-        make_trainer: Callable[[Pacer], CommandHandler] = Trainer,
+        make_trainer: Callable[[Pacer, Path | None], CommandHandler] = Trainer,
         make_shards: Callable[..., ShardHandler] = ShardHost,
     ) -> None:
         self._config = config
@@ -154,7 +155,7 @@ class Agent:
         self._token_used = False
         self._identity: Identity | None = None
         self._pacer = Pacer(profile)
-        self._trainer = make_trainer(self._pacer)
+        self._trainer = make_trainer(self._pacer, config.local_data)
         self._outbox = Outbox()
         self._shards = make_shards(
             config.node,

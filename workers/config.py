@@ -21,7 +21,7 @@ class WorkerConfig:
     """A worker's configuration; None for `compute_flops` and `memory_bytes`: measured on this device.
 
     `orchestrator` and `listen` are `(address, port)`. `give_up_after_s` is how long the orchestrator may
-    be away, at start or later, before the worker ends.
+    be away, at start or later, before the worker ends. `local_data` is a folder of the node's own texts.
     """
 
     node: str
@@ -37,6 +37,7 @@ class WorkerConfig:
     emulated: bool = False
     threads: int | None = None
     give_up_after_s: float = DEFAULT_GIVE_UP_AFTER_S
+    local_data: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.node:
@@ -69,6 +70,8 @@ def _checked(key: str, value: Any) -> Any:
         return parse_endpoint(value, key)
     if key == "state_dir" and isinstance(value, str) and value:
         return Path(value)
+    if key == "local_data" and isinstance(value, str) and value:
+        return _readable_folder(value)
     wanted: dict[str, tuple[type, ...]] = {
         "node": (str,),
         "token": (str, type(None)),
@@ -78,6 +81,7 @@ def _checked(key: str, value: Any) -> Any:
         "give_up_after_s": (int, float),
         "memory_bytes": (int, type(None)),
         "threads": (int, type(None)),
+        "local_data": (type(None),),
         "power": (int, float, type(None)),
         "compute_flops": (int, float, type(None)),
     }
@@ -85,6 +89,13 @@ def _checked(key: str, value: Any) -> Any:
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
         raise ConfigError(f"{key} is {value!r}, which is not of the right type")
     return value
+
+
+def _readable_folder(name: str) -> Path:
+    folder = Path(name)
+    if not folder.is_dir():
+        raise ConfigError(f"local_data is {name!r}, which is no folder; give one with text or JSONL files")
+    return folder
 
 
 def parse_endpoint(text: Any, name: str) -> tuple[str, int]:
@@ -106,6 +117,11 @@ def from_arguments(arguments: Sequence[str] | None = None) -> WorkerConfig:
         "--listen", required=True, metavar="ADDRESS:PORT", help="where other nodes reach this one"
     )
     parser.add_argument("--state-dir", required=True, metavar="DIR", help="keeps key and certificate")
+    parser.add_argument(
+        "--local-data",
+        metavar="DIR",
+        help="text and JSONL files of this node's own: trained on in jobs that ask for it, never sent",
+    )
     parser.add_argument("--token", help="the operator's one-time token; not needed once enrolled")
     parser.add_argument(
         "--memory-bytes", type=int, help="what shards may take; default: half of what is free"

@@ -12,6 +12,7 @@ WorkersError
 ├── RequestRefused          raised by a handler: becomes an error reply
 ├── EnrolmentError          no certificate could be had with this token
 ├── ModelError              a model folder, its configuration or its parameters cannot be used
+├── DataError               a text cannot be read or used
 └── ConfigError             a worker's configuration cannot be used
 """
 
@@ -73,6 +74,10 @@ class EnrolmentError(WorkersError):
 
 class ModelError(WorkersError):
     """A model folder, its configuration or its parameters cannot be used; the text says why."""
+
+
+class DataError(WorkersError):
+    """A text or a folder of texts cannot be read or used; the text names file, line and way out."""
 
 
 class ConfigError(WorkersError):

@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,13 @@ import torch
 
 from workers import fields, updates
 from workers.device import Pacer, Timing, training_s
-from workers.errors import ModelError, RequestRefused
+from workers.errors import DataError, ModelError, RequestRefused
 from workers.link import Reply
+from workers.local_data import read_folder
 from workers.models.config import LlamaConfig, parameter_shapes, parse_config
 from workers.models.llama import Llama, build, check_parameters
 from workers.models.loader import digest
+from workers.models.tokenizer import Tokenizer
 from workers.schedule import SCHEDULES, Schedule
 from workers.updates import Update, UpdateFault
 from workers.wire import Frame, Tensor
@@ -30,6 +33,7 @@ from workers.wire import Frame, Tensor
 logger = logging.getLogger(__name__)
 
 MAX_JOBS = 8
+_TOKENIZER_LIMIT = 16 * 1024 * 1024
 GRADIENT_NORM = 1.0
 """Gradients are scaled down to this norm, so that one odd batch cannot throw a node far off."""
 _ADAM_BETAS = (0.9, 0.95)
@@ -92,6 +96,8 @@ class Job:
         self.plan = plan
         self.held = (version, parameters)
         self.data: torch.Tensor | None = None
+        self.data_digest: str | None = None
+        """SHA-256 of the tokens that came; the node's own are not in it."""
         self.residual: Update = {}
         """What top-k has not sent yet; a node that is loaded anew begins without."""
 
@@ -108,7 +114,7 @@ class Job:
     def again(self) -> Job:
         """Return the same job, not ended and with nothing running."""
         job = Job(self.config, self.plan, *self.held)
-        job.data = self.data
+        job.data, job.data_digest = self.data, self.data_digest
         job.residual = self.residual
         return job
 
@@ -116,8 +122,9 @@ class Job:
 class Trainer:
     """Serves the `train.*` requests of one node; thread-safe."""
 
-    def __init__(self, pacer: Pacer) -> None:
+    def __init__(self, pacer: Pacer, local_data: Path | None = None) -> None:
         self._pacer = pacer
+        self._local_data = local_data
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
         self._commands = {
@@ -180,9 +187,27 @@ class Trainer:
             raise RequestRefused(
                 "bad-tensor", f"tokens from {low} to {high}; the vocabulary has {job.config.vocabulary_size}"
             )
+        own = self._own_tokens(frame, job.config)
         with job.lock:
+            job.data_digest = hashlib.sha256(tokens.tobytes()).hexdigest()
             job.data = torch.from_numpy(tokens.copy())
-        return Reply({"tokens": len(tokens)})
+            if len(own):
+                job.data = torch.cat([job.data.int(), torch.from_numpy(own)])
+        wanted = "tokenizer_json" in frame.fields
+        return Reply({"tokens": len(tokens), **({"local_tokens": len(own)} if wanted else {})})
+
+    def _own_tokens(self, frame: Frame, config: LlamaConfig) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """Tokenise the node's own data, if it has any and the job wants them."""
+        if self._local_data is None or "tokenizer_json" not in frame.fields:
+            return np.empty(0, dtype=np.int32)
+        tokenizer = Tokenizer(fields.text(frame.fields, "tokenizer_json", longest=_TOKENIZER_LIMIT))
+        try:
+            own = np.array(tokenizer.encode(read_folder(self._local_data)), dtype=np.int32)
+        except DataError as error:
+            raise RequestRefused("bad-data", str(error)) from error
+        if own.max(initial=0) >= config.vocabulary_size:
+            raise RequestRefused("bad-model", "the tokeniser has tokens that the model has not")
+        return own
 
     def _update(self, frame: Frame) -> Reply:
         job = self._job(frame)
@@ -203,9 +228,8 @@ class Trainer:
                 raise RequestRefused("no-such-job", f"job {name!r} was ended or replaced meanwhile")
             self._jobs[name] = job
         stopped.ended.set()
-        data = None if job.data is None else hashlib.sha256(job.data.numpy().tobytes()).hexdigest()
         version, parameters = job.held
-        return Reply({"version": version, "digest": digest(parameters), "data_digest": data})
+        return Reply({"version": version, "digest": digest(parameters), "data_digest": job.data_digest})
 
     def _end(self, frame: Frame) -> Reply:
         with self._lock:

@@ -18,6 +18,8 @@ from orchestrator.core.model import ModelGraph
 from orchestrator.core.partition import transformer_graph
 from orchestrator.errors import InvalidRequest, ModelError, NotFound
 from orchestrator.ports import Json, Model, Tensors
+from workers import local_data
+from workers.errors import DataError
 from workers.errors import ModelError as WorkersModelError
 from workers.models import corpus, embedded, loader
 from workers.models.config import parse_config
@@ -31,7 +33,6 @@ EMBEDDED = "embedded"
 FOUND = "found"
 _JOB = re.compile(r"job:([A-Za-z0-9-]{1,64})")
 _EVALUATION_BATCH = 16
-_TEXT_LIMIT_BYTES = 1 << 30
 
 
 class FolderModels:
@@ -97,10 +98,13 @@ class FolderModels:
         return loader.digest({name: torch.from_numpy(array) for name, array in parameters.items()})
 
     def tokens(self, model: Model, *, data: str, max_bytes: int, seed: int) -> NDArray[np.int32]:
-        """Tokenise the fine-tuning text: `found` or a text file's path."""
-        text = corpus.finetune_text(max_bytes, seed) if data == FOUND else _read_text(data, max_bytes)
+        """Tokenise the fine-tuning text: `found`, or a text or JSONL file's path."""
+        if data == FOUND:
+            text = corpus.finetune_text(max_bytes, seed).decode("utf-8", errors="ignore")
+        else:
+            text = _read_text(data, max_bytes)
         tokenizer = _translated(lambda: Tokenizer(model.tokenizer_json))
-        return np.array(tokenizer.encode(text.decode("utf-8", errors="ignore")), dtype=np.int32)
+        return np.array(tokenizer.encode(text), dtype=np.int32)
 
     def loss(self, model: Model, parameters: Tensors, tokens: NDArray[np.int32], *, sequence: int) -> float:
         """Give the mean next-token loss in nats over `tokens`, cut into rows of `sequence` predictions."""
@@ -216,17 +220,14 @@ def _check_text(path: str) -> None:
             pass
     except (OSError, ValueError) as error:
         raise InvalidRequest(
-            f"data {path!r} cannot be read: {error}; give 'found' or a text file's path", field="data"
-        ) from error
-
-
-def _read_text(path: str, max_bytes: int) -> bytes:
-    _check_text(path)
-    try:
-        with Path(path).open("rb") as file:
-            return file.read(min(max_bytes, _TEXT_LIMIT_BYTES))
-    except OSError as error:
-        raise InvalidRequest(
-            f"data {path!r} cannot be read: {error.strerror}; give 'found' or a text file's path",
+            f"data {path!r} cannot be read: {error}; give 'found' or a text file's path",
             field="data",
         ) from error
+
+
+def _read_text(path: str, max_bytes: int) -> str:
+    _check_text(path)
+    try:
+        return local_data.read_text(Path(path), max_bytes=max_bytes)
+    except DataError as error:
+        raise InvalidRequest(str(error), field="data") from error

@@ -91,8 +91,9 @@ class NodeCalls:
         timeout_s: float,
         traffic: Traffic,
         known: bool,
+        tokenizer_json: str | None = None,
     ) -> None:
-        """`known`: nodes may hold the job from an earlier process."""
+        """`known`: nodes may hold the job from an earlier process; `tokenizer_json`: for own data."""
         self._job = job
         self._pool = pool
         self._clock = clock
@@ -106,6 +107,8 @@ class NodeCalls:
         self._asked = set(nodes) if known else set()
         self._holds: dict[str, int] = {}
         self._traffic = traffic
+        self._tokenizer_json = tokenizer_json
+        self._local_tokens: dict[str, int] = {}
 
     def load(self, node: str, version: int, parameters: Parameters, digest: str, *, data: bool) -> None:
         """Bring the model, and the node's data if it needs them; what it holds from before, it keeps.
@@ -128,9 +131,19 @@ class NodeCalls:
 
     def _send_data(self, node: str) -> None:
         tokens = self._partitions[node]
-        answer = self._bulk(node, "train.data", {"job": self._job}, {"tokens": tokens}, purpose="load")
+        fields: Json = {"job": self._job}
+        if self._tokenizer_json is not None:
+            fields["tokenizer_json"] = self._tokenizer_json
+        answer = self._bulk(node, "train.data", fields, {"tokens": tokens}, purpose="load")
         if answer.fields.get("tokens") != len(tokens):
             raise WorkerError(f"node {node} took {answer.fields.get('tokens')} of {len(tokens)} tokens")
+        own = answer.fields.get("local_tokens", 0)
+        if isinstance(own, int) and own > 0:
+            self._local_tokens[node] = own
+
+    def local_tokens(self) -> dict[str, int]:
+        """Give how many tokens nodes said to have of their own."""
+        return dict(self._local_tokens)
 
     def _take_up(self, node: str, version: int, parameters: Parameters, digest: str, *, data: bool) -> bool:
         """Have a node that was loaded before go on with what it still holds; False if it does not."""

@@ -33,7 +33,7 @@ from orchestrator.events import Progress
 from orchestrator.finetune import messages as m
 from orchestrator.finetune import snapshot as snapshots
 from orchestrator.finetune.calls import NodeCalls, Traffic
-from orchestrator.finetune.data import Split, split
+from orchestrator.finetune.data import Dealing, Split, split
 from orchestrator.finetune.engine import Engine
 from orchestrator.finetune.job_workload import job_workload
 from orchestrator.finetune.keeping import Keeper
@@ -173,6 +173,7 @@ class JobRun:
         request = self._request
         self._announce("preparing", f"reading model {request.model} and data {request.data}")
         self._model = self._models.resolve(request.model, progress=Progress(self._events, self._job))
+        self._capacities = self._take_capacities()
         tokens = self._models.tokens(
             self._model, data=request.data, max_bytes=request.data_bytes, seed=self._seed
         )
@@ -182,6 +183,9 @@ class JobRun:
             sequence=request.training.sequence_length,
             held_out_ratio=request.held_out_ratio,
             seed=self._seed,
+            dealing=Dealing(
+                kind=request.partition, alpha=request.dirichlet_alpha, capacities=self._capacities
+            ),
         )
         self._data_digest = hashlib.sha256(tokens.tobytes()).hexdigest()
         if self._checkpoint is None:
@@ -200,8 +204,18 @@ class JobRun:
             partitions=self._split.partitions,
             timeout_s=request.round_timeout_s,
             traffic=self._traffic,
+            tokenizer_json=self._model.tokenizer_json if request.local_data else None,
             known=self._resumes > 0,
         )
+
+    def _take_capacities(self) -> dict[str, float | None]:
+        """Give the nodes' compute as it was when the job began: data are dealt by it once."""
+        if self._checkpoint is not None:
+            return dict(self._checkpoint.state["capacities"])
+        if self._resumes:
+            self._await_nodes()
+        known = {record.node: record.profile.get("compute_flops") for record in self._pool.nodes()}
+        return {node: known.get(node) for node in self._nodes}
 
     def _go_on_from(self, checkpoint: Checkpoint) -> None:
         """Take up the state of an earlier process.
@@ -411,6 +425,7 @@ class JobRun:
                 "bytes": self._traffic.totals(),
                 "data_digest": self._data_digest,
                 "resumes": self._resumes,
+                "capacities": self._capacities,
             },
             parameters=self._versions[version],
             outer=self._outer.state(),
@@ -449,7 +464,11 @@ class JobRun:
             "model_folder": str(folder),
             "digest": self._models.digest(parameters),
             "held_out_tokens": len(self._split.held_out),
-            "tokens_per_node": len(next(iter(self._split.partitions.values()))),
+            "tokens_per_node": round(
+                sum(len(part) for part in self._split.partitions.values()) / len(self._nodes)
+            ),
+            "node_tokens": {node: len(part) for node, part in self._split.partitions.items()},
+            "node_local_tokens": self._calls.local_tokens(),
         })  # fmt: skip
 
     def _release_nodes(self) -> None:

@@ -95,7 +95,7 @@ class Worker:
         self.config = config
         self.failure: Exception | None = None
 
-        def make_trainer(pacer: Pacer) -> RecordingTrainer:
+        def make_trainer(pacer: Pacer, _local_data: Path | None) -> RecordingTrainer:
             self.trainer = RecordingTrainer(pacer)
             return self.trainer
 
