@@ -131,6 +131,10 @@ class Training(_Section):
     outer_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     outer_epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-3
     """FedAdam's tau: how small a mean update still counts."""
+    lora_rank: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Train low-rank adapters of this rank in place of all parameters; 0: all parameters."""
+    lora_alpha: Annotated[float, Field(gt=0, le=10_000)] = 16.0
+    """What the adapters add is scaled by alpha / rank."""
     update_encoding: Literal["fp32", "fp16", "int8", "topk"] = "fp32"
     """How updates cross the network; the parameters are always sent as fp32."""
     topk_ratio: Annotated[float, Field(gt=0, le=1)] = 0.05

@@ -22,6 +22,8 @@ from workers.device import Pacer, Timing, training_s
 from workers.errors import DataError, ModelError, RequestRefused
 from workers.link import Reply
 from workers.local_data import read_folder
+from workers.lora import Lora, adapter_shapes
+from workers.lora_layers import attach
 from workers.models.config import LlamaConfig, parameter_shapes, parse_config
 from workers.models.llama import Llama, build, check_parameters
 from workers.models.loader import digest
@@ -39,6 +41,8 @@ GRADIENT_NORM = 1.0
 _ADAM_BETAS = (0.9, 0.95)
 
 Parameters = dict[str, torch.Tensor]
+Trained = dict[str, torch.nn.Parameter]
+Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +58,7 @@ class Plan:
     schedule: Schedule
     encoding: str
     topk_ratio: float
+    lora: Lora | None
 
     @classmethod
     def parse(cls, section: Mapping[str, Any]) -> Plan:
@@ -73,6 +78,7 @@ class Plan:
             ),
             encoding=fields.choice(section, "update_encoding", updates.ENCODINGS),
             topk_ratio=fields.number(section, "topk_ratio", most=1.0),
+            lora=_lora(section),
         )
 
     @property
@@ -89,12 +95,16 @@ class Plan:
 class Job:
     """One fine-tuning job on this node. Commands of a job are served one at a time, under `lock`."""
 
-    def __init__(self, config: LlamaConfig, plan: Plan, version: int, parameters: Parameters) -> None:
+    def __init__(
+        self, config: LlamaConfig, plan: Plan, version: int, parameters: Parameters, base: Parameters
+    ) -> None:
+        """`parameters` are trained; `base` are those under adapters, none without them."""
         self.lock = threading.Lock()
         self.ended = threading.Event()
         self.config = config
         self.plan = plan
         self.held = (version, parameters)
+        self.base = base
         self.data: torch.Tensor | None = None
         self.data_digest: str | None = None
         """SHA-256 of the tokens that came; the node's own are not in it."""
@@ -113,7 +123,7 @@ class Job:
 
     def again(self) -> Job:
         """Return the same job, not ended and with nothing running."""
-        job = Job(self.config, self.plan, *self.held)
+        job = Job(self.config, self.plan, *self.held, self.base)
         job.data, job.data_digest = self.data, self.data_digest
         job.residual = self.residual
         return job
@@ -161,8 +171,15 @@ class Trainer:
         name = fields.text(frame.fields, "job")
         config = parse_config(fields.section(frame.fields, "config"))
         plan = Plan.parse(fields.section(frame.fields, "training"))
-        parameters = _checked(config, frame.tensors)
-        job = Job(config, plan, fields.integer(frame.fields, "version"), parameters)
+        trained, base = _shapes(config, plan)
+        everything = _checked({**base, **trained}, frame.tensors)
+        job = Job(
+            config,
+            plan,
+            fields.integer(frame.fields, "version"),
+            {name: everything[name] for name in trained},
+            {name: everything[name] for name in base},
+        )
         with self._lock:
             if name not in self._jobs and len(self._jobs) >= MAX_JOBS:
                 raise RequestRefused("busy", f"{MAX_JOBS} jobs are loaded; end one with train.end first")
@@ -170,7 +187,7 @@ class Trainer:
             self._jobs[name] = job
         if replaced:
             replaced.ended.set()
-        return _versioned(job)
+        return Reply({"version": job.version, "digest": digest(everything)})
 
     def _take_data(self, frame: Frame) -> Reply:
         job = self._job(frame)
@@ -282,7 +299,7 @@ class Trainer:
             raise RequestRefused(
                 "wrong-version", f"version {version} is older than {job.version}, which is held"
             )
-        job.held = (version, _checked(job.config, frame.tensors))
+        job.held = (version, _checked(_shapes(job.config, job.plan)[0], frame.tensors))
 
     def _job(self, frame: Frame) -> Job:
         name = fields.text(frame.fields, "job")
@@ -293,8 +310,20 @@ class Trainer:
         return job
 
 
-def _checked(config: LlamaConfig, tensors: Mapping[str, Tensor]) -> Parameters:
-    check_parameters(parameter_shapes(config), {name: tensor.shape for name, tensor in tensors.items()})
+def _lora(section: Mapping[str, Any]) -> Lora | None:
+    rank = fields.integer(section, "lora_rank", most=1024)
+    alpha = fields.number(section, "lora_alpha", most=10_000)
+    return Lora(rank=rank, alpha=alpha) if rank else None
+
+
+def _shapes(config: LlamaConfig, plan: Plan) -> tuple[Shapes, Shapes]:
+    """Return the shapes of what is trained, and of what stays as it is under it."""
+    whole = parameter_shapes(config)
+    return (whole, {}) if plan.lora is None else (adapter_shapes(whole, plan.lora), whole)
+
+
+def _checked(expected: Shapes, tensors: Mapping[str, Tensor]) -> Parameters:
+    check_parameters(expected, {name: tensor.shape for name, tensor in tensors.items()})
     return fields.parameters(tensors)
 
 
@@ -322,27 +351,37 @@ def _train(job: Job, data: torch.Tensor, *, seed: int, epoch: int) -> tuple[Upda
     The update is trained minus start, or minus the mean gradient. The same parameters, data, seed and epoch
     give the same result. The job's parameters stay as they are.
     """
-    model = build(job.config, {name: value.clone() for name, value in job.parameters.items()})
+    model, trained = _learner(job)
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     whole = job.plan.synchronisation == "gradient"
-    losses = (_gradients if whole else _local_steps)(job, model, data, generator, epoch)
-    update = _negative_gradient(model) if whole else _difference(model, job.parameters)
+    losses = (_gradients if whole else _local_steps)(job, model, trained, data, generator, epoch)
+    update = _negative_gradient(trained) if whole else _difference(trained, job.parameters)
     broken = [name for name, value in update.items() if not np.isfinite(value).all()]
     if broken:
         raise RequestRefused("not-finite", f"{broken[0]} is no longer finite; use a smaller learning rate")
     return update, sum(losses) / len(losses)
 
 
+def _learner(job: Job) -> tuple[Llama, Trained]:
+    """Make the model around copies of what is trained; return it and them by name."""
+    copies = {name: value.clone() for name, value in job.parameters.items()}
+    if job.plan.lora is None:
+        model = build(job.config, copies)
+        return model, dict(model.named_parameters())
+    model = build(job.config, job.base)
+    return model, attach(model, copies, job.plan.lora.scale)
+
+
 def _local_steps(
-    job: Job, model: Llama, data: torch.Tensor, generator: torch.Generator, epoch: int
+    job: Job, model: Llama, trained: Trained, data: torch.Tensor, generator: torch.Generator, epoch: int
 ) -> list[float]:
     """Take the epoch's optimiser steps; return their losses."""
-    optimiser = _optimiser(model, job.plan)
+    optimiser = _optimiser(trained, job.plan)
     losses = []
     for step in range(job.plan.local_steps):
         optimiser.zero_grad()
         losses.append(_backward(job, model, data, generator, step))
-        torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
+        torch.nn.utils.clip_grad_norm_(trained.values(), GRADIENT_NORM)
         factor = job.plan.schedule.factor(epoch * job.plan.local_steps + step)
         for group in optimiser.param_groups:
             group["lr"] = job.plan.learning_rate * factor
@@ -351,14 +390,14 @@ def _local_steps(
 
 
 def _gradients(
-    job: Job, model: Llama, data: torch.Tensor, generator: torch.Generator, _epoch: int
+    job: Job, model: Llama, trained: Trained, data: torch.Tensor, generator: torch.Generator, _epoch: int
 ) -> list[float]:
     """Leave the mean gradient over the epoch's batches with the model; return their losses."""
     losses = [_backward(job, model, data, generator, step) for step in range(job.plan.local_steps)]
-    for parameter in model.parameters():
+    for parameter in trained.values():
         if parameter.grad is not None:
             parameter.grad /= job.plan.local_steps
-    torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
+    torch.nn.utils.clip_grad_norm_(trained.values(), GRADIENT_NORM)
     return losses
 
 
@@ -392,10 +431,11 @@ def _encoded(job: Job, update: Update) -> Update:
     return sent
 
 
-def _optimiser(model: torch.nn.Module, plan: Plan) -> torch.optim.Optimizer:
+def _optimiser(trained: Trained, plan: Plan) -> torch.optim.Optimizer:
+    parameters = list(trained.values())
     if plan.optimiser == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=plan.learning_rate)
-    return torch.optim.AdamW(model.parameters(), lr=plan.learning_rate, betas=_ADAM_BETAS)
+        return torch.optim.SGD(parameters, lr=plan.learning_rate)
+    return torch.optim.AdamW(parameters, lr=plan.learning_rate, betas=_ADAM_BETAS)
 
 
 def _sample(data: torch.Tensor, plan: Plan, generator: torch.Generator) -> torch.Tensor:
@@ -405,15 +445,12 @@ def _sample(data: torch.Tensor, plan: Plan, generator: torch.Generator) -> torch
     return torch.stack([data[start : start + length + 1] for start in starts]).long()
 
 
-def _difference(model: torch.nn.Module, start: Parameters) -> Update:
-    trained = model.state_dict()
-    return {name: (trained[name] - value).numpy() for name, value in start.items()}
+def _difference(trained: Trained, start: Parameters) -> Update:
+    return {name: (trained[name].detach() - value).numpy() for name, value in start.items()}
 
 
-def _negative_gradient(model: torch.nn.Module) -> Update:
-    found = {name: parameter.grad for name, parameter in model.named_parameters()}
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+def _negative_gradient(trained: Trained) -> Update:
     return {
-        name: np.zeros(shapes[name], np.float32) if gradient is None else -gradient.numpy()
-        for name, gradient in found.items()
+        name: np.zeros(tuple(value.shape), np.float32) if value.grad is None else -value.grad.numpy()
+        for name, value in trained.items()
     }

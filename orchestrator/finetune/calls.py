@@ -11,7 +11,7 @@ import logging
 import math
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,8 @@ _WORKERS_KEYS = {
     "final_learning_rate_ratio",
     "update_encoding",
     "topk_ratio",
+    "lora_rank",
+    "lora_alpha",
 }
 
 
@@ -90,10 +92,15 @@ class NodeCalls:
         partitions: Mapping[str, NDArray[Any]],
         timeout_s: float,
         traffic: Traffic,
+        base: Parameters,
+        digest: Callable[[Parameters], str],
         known: bool,
         tokenizer_json: str | None = None,
     ) -> None:
-        """`known`: nodes may hold the job from an earlier process; `tokenizer_json`: for own data."""
+        """`base` stays as it is under adapters, and is empty where all parameters are trained.
+
+        `known`: nodes may hold the job from an earlier process; `tokenizer_json`: for own data.
+        """
         self._job = job
         self._pool = pool
         self._clock = clock
@@ -107,24 +114,29 @@ class NodeCalls:
         self._asked = set(nodes) if known else set()
         self._holds: dict[str, int] = {}
         self._traffic = traffic
+        self._base = base
+        self._digest_of = digest
+        self._digests: dict[tuple[int, bool], str] = {}
+        self._digests_lock = threading.Lock()
         self._tokenizer_json = tokenizer_json
         self._local_tokens: dict[str, int] = {}
 
-    def load(self, node: str, version: int, parameters: Parameters, digest: str, *, data: bool) -> None:
+    def load(self, node: str, version: int, parameters: Parameters, *, data: bool) -> None:
         """Bring the model, and the node's data if it needs them; what it holds from before, it keeps.
 
         Raises:
             WorkerError: it cannot be loaded, or holds something else afterwards.
         """
-        if not self._take_up(node, version, parameters, digest, data=data):
+        if not self._take_up(node, version, parameters, data=data):
             fields = {
                 "job": self._job,
                 "version": version,
                 "config": self._config,
                 "training": worker_training(self._training, epochs=self._epochs),
             }
-            answer = self._bulk(node, "train.load", fields, parameters, purpose="load")
-            _check_digest(node, version, answer, digest)
+            everything = {**self._base, **parameters}
+            answer = self._bulk(node, "train.load", fields, everything, purpose="load")
+            _check_digest(node, version, answer, self._digest(version, everything, whole=True))
             if data:
                 self._send_data(node)
         self._holds[node] = version
@@ -145,7 +157,17 @@ class NodeCalls:
         """Give how many tokens nodes said to have of their own."""
         return dict(self._local_tokens)
 
-    def _take_up(self, node: str, version: int, parameters: Parameters, digest: str, *, data: bool) -> bool:
+    def _digest(self, version: int, parameters: Parameters, *, whole: bool) -> str:
+        """Give the digest of a version, made once however many nodes it is sent to."""
+        with self._digests_lock:
+            key = (version, whole and bool(self._base))
+            if key not in self._digests:
+                self._digests[key] = self._digest_of(parameters)
+                for old in [known for known in self._digests if known[0] < version - 2]:
+                    del self._digests[old]
+            return self._digests[key]
+
+    def _take_up(self, node: str, version: int, parameters: Parameters, *, data: bool) -> bool:
         """Have a node that was loaded before go on with what it still holds; False if it does not."""
         asked_before = node in self._asked
         self._asked.add(node)
@@ -159,8 +181,9 @@ class NodeCalls:
         if data and held.get("data_digest") != hashlib.sha256(self._partitions[node].tobytes()).hexdigest():
             return False
         log.info("job %s: node %s still holds data and version %s", self._job, node, held.get("version"))
+        digest = self._digest(version, parameters, whole=False)
         if (held.get("version"), held.get("digest")) != (version, digest):
-            self._update(node, version, parameters, digest, anew=True, purpose="load")
+            self._update(node, version, parameters, anew=True, purpose="load")
         return True
 
     def round(self, node: str, epoch: int, version: int, parameters: Parameters) -> RoundAnswer:
@@ -199,21 +222,19 @@ class NodeCalls:
             raise UpdateFault(reason)
         return update
 
-    def sync(self, node: str, version: int, parameters: Parameters, digest: str) -> None:
+    def sync(self, node: str, version: int, parameters: Parameters) -> None:
         """Bring newer parameters to a node that takes no part.
 
         Raises:
             WorkerError: it did not take them.
         """
-        self._update(node, version, parameters, digest, anew=False, purpose="sync")
+        self._update(node, version, parameters, anew=False, purpose="sync")
         self._holds[node] = version
 
-    def _update(
-        self, node: str, version: int, parameters: Parameters, digest: str, *, anew: bool, purpose: str
-    ) -> None:
+    def _update(self, node: str, version: int, parameters: Parameters, *, anew: bool, purpose: str) -> None:
         fields = {"job": self._job, "version": version, **({"anew": True} if anew else {})}
         answer = self._bulk(node, "train.update", fields, parameters, purpose=purpose)
-        _check_digest(node, version, answer, digest)
+        _check_digest(node, version, answer, self._digest(version, parameters, whole=False))
 
     def end(self, node: str) -> None:
         """Have a node forget the job; one that does not answer forgets it at its next job."""

@@ -24,15 +24,18 @@ _CLASSES = 64
 """Tokens are counted in so many classes: enough to tell texts apart, few for 10^5 nodes."""
 
 
-def job_workload(request: Any, model: Model, split: Split) -> Workload:
-    """Work out the workload of `request` on `model` with the data `split`."""
+def job_workload(request: Any, model: Model, split: Split, *, trained_bytes: int) -> Workload:
+    """Work out the workload of `request` on `model` with the data `split`.
+
+    `trained_bytes` are those of what a round exchanges: all parameters, or adapters.
+    """
     training = request.training
     samples = training.local_steps * training.batch_size
     tokens = samples * training.sequence_length
     parameters = model.parameter_bytes / _BYTES_PER_PARAMETER
     return Workload(
-        model_bytes=model.parameter_bytes,
-        update_bytes=_update_bytes(request.training, model.parameter_bytes),
+        model_bytes=trained_bytes,
+        update_bytes=_update_bytes(request.training, trained_bytes),
         data_bytes={node: int(part.nbytes) for node, part in split.partitions.items()},
         flops=_FLOPS_PER_PARAMETER_AND_TOKEN * parameters * tokens,
         layer_passes=_PASSES * model.layers * training.local_steps,

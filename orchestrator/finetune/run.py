@@ -53,6 +53,8 @@ from orchestrator.ports import (
     Store,
     WorkerPool,
 )
+from workers import lora
+from workers.lora import Lora
 from workers.schedule import Schedule
 
 log = logging.getLogger(__name__)
@@ -116,6 +118,7 @@ class JobRun:
                 epsilon=training.outer_epsilon,
             )
         )
+        self._lora = Lora(rank=training.lora_rank, alpha=training.lora_alpha) if training.lora_rank else None
         self._schedule = Schedule(
             kind=training.schedule,
             total_steps=self._request.epochs,
@@ -128,10 +131,9 @@ class JobRun:
         self._model: Model
         self._split: Split
         self._versions: dict[int, Parameters] = {}
-        self._digests: dict[int, str] = {}
+        self._base: Parameters = {}
         self._held: dict[tuple[str, int], dict[str, NDArray[Any]]] = {}
         self._held_lock = threading.Lock()
-        self._digests_lock = threading.Lock()
         self._sums: dict[int, WeightedSum] = defaultdict(WeightedSum)
         self._calls: NodeCalls
         self._traffic = Traffic(checkpoint.state["bytes"] if checkpoint else {})
@@ -188,8 +190,10 @@ class JobRun:
             ),
         )
         self._data_digest = hashlib.sha256(tokens.tobytes()).hexdigest()
+        if self._lora is not None:
+            self._base = self._models.parameters(self._model)
         if self._checkpoint is None:
-            self._versions[0] = self._models.parameters(self._model)
+            self._versions[0] = self._first_version()
         else:
             self._go_on_from(self._checkpoint)
         self._calls = NodeCalls(
@@ -204,9 +208,22 @@ class JobRun:
             partitions=self._split.partitions,
             timeout_s=request.round_timeout_s,
             traffic=self._traffic,
+            base=self._base,
+            digest=self._models.digest,
             tokenizer_json=self._model.tokenizer_json if request.local_data else None,
             known=self._resumes > 0,
         )
+
+    def _first_version(self) -> Parameters:
+        """Give what is trained as it is at the start: all parameters, or adapters that change nothing."""
+        if self._lora is None:
+            return self._models.parameters(self._model)
+        shapes = {name: array.shape for name, array in self._base.items()}
+        return lora.initial(shapes, self._lora, seed=self._seed)
+
+    def _whole(self, parameters: Parameters) -> Parameters:
+        """Give the parameters of the model that a version is."""
+        return parameters if self._lora is None else lora.merged(self._base, parameters, self._lora)
 
     def _take_capacities(self) -> dict[str, float | None]:
         """Give the nodes' compute as it was when the job began: data are dealt by it once."""
@@ -229,6 +246,11 @@ class JobRun:
                 "trained text would mix; start a new job",
                 field="data",
             )
+        if checkpoint.state["model"] != self._model.digest:
+            raise InvalidRequest(
+                f"model {self._request.model} is not the one that the job began with; start a new job",
+                field="model",
+            )
         self._versions[checkpoint.version] = checkpoint.parameters
         self._outer.restore(checkpoint.outer, checkpoint.parameters)
         self._engine.restore(snapshots.from_json(checkpoint.state["engine"]))
@@ -240,7 +262,8 @@ class JobRun:
         if self._cancelled.is_set():
             self._end("cancelled", "cancelled by the user")
             return
-        workload = job_workload(self._request, self._model, self._split)
+        trained = sum(array.nbytes for array in self._versions[max(self._versions)].values())
+        workload = job_workload(self._request, self._model, self._split, trained_bytes=trained)
         self._carry_out(engine.handle(m.JobStarted(now_s=self._clock.monotonic_s(), workload=workload)))
         while not self._ended:
             self._carry_out(engine.handle(self._next_event()))
@@ -350,17 +373,9 @@ class JobRun:
     def _put(self, kind: type[m.Event], **values: Any) -> None:
         self._inbox.put(kind(now_s=self._clock.monotonic_s(), **values))
 
-    def _digest(self, version: int, parameters: Parameters) -> str:
-        """Give the digest of a version, made once however many nodes it is sent to."""
-        with self._digests_lock:
-            if version not in self._digests:
-                self._digests[version] = self._models.digest(parameters)
-            return self._digests[version]
-
     def _load(self, instruction: m.LoadNode, parameters: Parameters) -> None:
         node, version = instruction.node, instruction.version
-        digest = self._digest(version, parameters)
-        self._calls.load(node, version, parameters, digest, data=instruction.data)
+        self._calls.load(node, version, parameters, data=instruction.data)
         self._put(m.NodeLoaded, node=node, version=version)
 
     def _round(self, instruction: m.StartRound, parameters: Parameters) -> None:
@@ -393,7 +408,7 @@ class JobRun:
 
     def _sync(self, instruction: m.SyncNode, parameters: Parameters) -> None:
         node, version = instruction.node, instruction.version
-        self._calls.sync(node, version, parameters, self._digest(version, parameters))
+        self._calls.sync(node, version, parameters)
         self._put(m.NodeSynced, node=node, version=version)
 
     def _take(self, node: str, epoch: int) -> dict[str, NDArray[Any]] | None:
@@ -411,8 +426,6 @@ class JobRun:
         # Requests in flight hold on to the parameters that they send; nobody starts from older ones.
         for version in [v for v in self._versions if v < instruction.base_version]:
             del self._versions[version]
-            with self._digests_lock:
-                self._digests.pop(version, None)
         self._put(m.Aggregated, version=instruction.new_version)
 
     def _make_checkpoint(self) -> Checkpoint:
@@ -426,6 +439,7 @@ class JobRun:
                 "data_digest": self._data_digest,
                 "resumes": self._resumes,
                 "capacities": self._capacities,
+                "model": self._model.digest,
             },
             parameters=self._versions[version],
             outer=self._outer.state(),
@@ -435,7 +449,7 @@ class JobRun:
         try:
             loss = self._models.loss(
                 self._model,
-                parameters,
+                self._whole(parameters),
                 self._split.held_out,
                 sequence=self._request.training.sequence_length,
             )
@@ -455,7 +469,7 @@ class JobRun:
         self._put(m.MetricsTaken, epoch=epoch, nodes=states, network=self._northbound.network())
 
     def _finish(self, summary: m.Summary) -> None:
-        parameters = self._versions[summary.final_version]
+        parameters = self._whole(self._versions[summary.final_version])
         folder = self._models.save(self._model, parameters, job=self._job)
         self._release_nodes()
         self._end("completed", "all epochs are done and all nodes hold the final model", {

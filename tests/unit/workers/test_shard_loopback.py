@@ -98,6 +98,8 @@ def test_a_training_round_comes_back_over_the_wire(ring: WireRing) -> None:
         "final_learning_rate_ratio": 0.0,
         "update_encoding": "fp32",
         "topk_ratio": 0.1,
+        "lora_rank": 0,
+        "lora_alpha": 8.0,
     }
     start = as_arrays(ring.parameters)
     loading = {"job": "j", "version": 0, "config": TINY, "training": plan}

@@ -36,6 +36,8 @@ PLAN = {
     "final_learning_rate_ratio": 0.0,
     "update_encoding": "fp32",
     "topk_ratio": 0.1,
+    "lora_rank": 0,
+    "lora_alpha": 8.0,
 }
 START = random_parameters(CONFIG)
 
