@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -113,15 +114,29 @@ def _score_table(answer: dict[str, Any]) -> RenderableType:
 @click.option("--model", default="embedded", show_default=True, help="`embedded`, a folder, or job:<id>.")
 @click.option("--data", default="found", show_default=True, help="`found` (on this machine), or a text file.")
 @click.option("--seed", type=click.IntRange(min=0), default=None)
+@click.option(
+    "--options",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="YAML as in a scenario's `finetune` (docs/fine_tuning.md); what it names goes before the others.",
+)
 @url_option
 @json_option
 def finetune(
-    policy: str, epochs: int, model: str, data: str, seed: int | None, url: str, as_json: bool
+    policy: str,
+    epochs: int,
+    model: str,
+    data: str,
+    seed: int | None,
+    options: Path | None,
+    url: str,
+    as_json: bool,
 ) -> None:
     """Fine-tune a model over the nodes and follow it to the end."""
     client = Client(url)
     body = {"policy": policy, "epochs": epochs, "model": _absolute(model), "data": _absolute(data)}
-    job = client.post("/api/v1/jobs", body if seed is None else {**body, "seed": seed})["id"]
+    body |= {} if seed is None else {"seed": seed}
+    job = client.post("/api/v1/jobs", {**body, **_options(options)})["id"]
     say(f"{job} is started")
     with _goes_on(job, url):
         _follow(client, job, epochs)
@@ -129,6 +144,19 @@ def finetune(
     if done["state"] != "completed":
         raise ApiError(f"{job} is {done['state']}: {done['reason']}")
     show(done, as_json=as_json, view=_job_table)
+
+
+def _options(path: Path | None) -> dict[str, Any]:
+    """Read a file of more options; the orchestrator checks what they are."""
+    if path is None:
+        return {}
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise click.BadParameter(f"{path} cannot be read: {error}", param_hint="--options") from error
+    if not isinstance(found, dict):
+        raise click.BadParameter(f"{path} holds no map of options", param_hint="--options")
+    return found
 
 
 def _absolute(name: str) -> str:

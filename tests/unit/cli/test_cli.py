@@ -189,3 +189,31 @@ def test_down_takes_what_is_named_most_closely(
     shown = click.testing.CliRunner(env={"UTOPIA_PREFIX": "env"}).invoke(cli.cli, ["down", *words])
     assert (shown.exit_code, seen) == (0, [taken_down])
     assert f"Nothing of testbed {taken_down} was there." in shown.output
+
+
+def test_more_options_of_a_job_come_from_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def post(_client: Client, path: str, body: dict[str, object]) -> dict[str, object]:
+        asked.append(body)
+        raise ApiError("that is all this test wants to see")
+
+    monkeypatch.setattr(Client, "post", post)
+    options = tmp_path / "options.yaml"
+    options.write_text("epochs: 9\ntraining: {schedule: cosine, lora_rank: 8}\n")
+    invoke(capsys, monkeypatch, "finetune", "--policy", "all", "--options", str(options))
+    (body,) = asked
+    assert (body["policy"], body["epochs"]) == ("all", 9)
+    assert body["training"] == {"schedule": "cosine", "lora_rank": 8}
+
+
+@pytest.mark.parametrize("content", ["- a", "{", "just words"])
+def test_a_file_without_options_is_refused_by_name(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "options.yaml").write_text(content)
+    code, error = invoke(capsys, monkeypatch, "finetune", "--options", str(tmp_path / "options.yaml"))
+    assert code != 0
+    assert "options.yaml" in error
