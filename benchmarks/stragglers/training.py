@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.adapters.models import FolderModels
+from orchestrator.finetune.calls import worker_training
 from orchestrator.finetune.messages import Aggregate
 from orchestrator.ports import Model
 from scenarios.schema import Training
@@ -58,7 +59,7 @@ class RealTraining:
             f"real training of {model.name} ({model.parameter_bytes // 4} parameters), "
             f"a round of {training.local_steps} x {training.batch_size} x {training.sequence_length} tokens"
         )
-        settings = training.model_dump(exclude={"outer_learning_rate"})
+        settings = worker_training(training, epochs=1)  # the rate is constant: epochs do not matter
         fields = {"job": _JOB, "version": 0, "config": model.config, "training": settings}
         self._ask("train.load", fields, self._versions[0])
 
