@@ -135,6 +135,7 @@ class Trainer:
     def __init__(self, pacer: Pacer, local_data: Path | None = None) -> None:
         self._pacer = pacer
         self._local_data = local_data
+        self._device = torch.device(pacer.profile.device)
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
         self._commands = {
@@ -271,7 +272,7 @@ class Trainer:
                 raise RequestRefused("no-data", "this node has no data of the job; send train.data first")
             span = self._pacer.begin()
             try:
-                update, loss = _train(job, job.data, seed=seed, epoch=epoch)
+                update, loss = _train(job, job.data, seed=seed, epoch=epoch, device=self._device)
                 sent = _encoded(job, update)
                 timing = span.finish(self._modelled_s(job), interrupt=job.ended)
             finally:
@@ -345,13 +346,15 @@ def _report(job: Job, epoch: int, loss: float, timing: Timing) -> dict[str, Any]
     }
 
 
-def _train(job: Job, data: torch.Tensor, *, seed: int, epoch: int) -> tuple[Update, float]:
+def _train(
+    job: Job, data: torch.Tensor, *, seed: int, epoch: int, device: torch.device
+) -> tuple[Update, float]:
     """Train from the job's parameters; return the update, and the mean loss in nats.
 
     The update is trained minus start, or minus the mean gradient. The same parameters, data, seed and epoch
     give the same result. The job's parameters stay as they are.
     """
-    model, trained = _learner(job)
+    model, trained = _learner(job, device)
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     whole = job.plan.synchronisation == "gradient"
     losses = (_gradients if whole else _local_steps)(job, model, trained, data, generator, epoch)
@@ -362,13 +365,13 @@ def _train(job: Job, data: torch.Tensor, *, seed: int, epoch: int) -> tuple[Upda
     return update, sum(losses) / len(losses)
 
 
-def _learner(job: Job) -> tuple[Llama, Trained]:
-    """Make the model around copies of what is trained; return it and them by name."""
-    copies = {name: value.clone() for name, value in job.parameters.items()}
+def _learner(job: Job, device: torch.device) -> tuple[Llama, Trained]:
+    """Make the model around copies of what is trained, on `device`; return it and them by name."""
+    copies = {name: value.to(device, copy=True) for name, value in job.parameters.items()}
     if job.plan.lora is None:
         model = build(job.config, copies)
         return model, dict(model.named_parameters())
-    model = build(job.config, job.base)
+    model = build(job.config, {name: value.to(device) for name, value in job.base.items()})
     return model, attach(model, copies, job.plan.lora.scale)
 
 
@@ -405,7 +408,8 @@ def _backward(job: Job, model: Llama, data: torch.Tensor, generator: torch.Gener
     """Add one batch's gradients to the model's; return its loss."""
     if job.ended.is_set():
         raise RequestRefused("ended", "the job was ended while it ran")
-    loss = model.loss(_sample(data, job.plan, generator))
+    batch = _sample(data, job.plan, generator)
+    loss = model.loss(batch.to(next(model.parameters()).device))
     loss.backward()
     value = float(loss.detach())
     if not np.isfinite(value):
@@ -446,11 +450,11 @@ def _sample(data: torch.Tensor, plan: Plan, generator: torch.Generator) -> torch
 
 
 def _difference(trained: Trained, start: Parameters) -> Update:
-    return {name: (trained[name].detach() - value).numpy() for name, value in start.items()}
+    return {name: (trained[name].detach().cpu() - value).numpy() for name, value in start.items()}
 
 
 def _negative_gradient(trained: Trained) -> Update:
     return {
-        name: np.zeros(tuple(value.shape), np.float32) if value.grad is None else -value.grad.numpy()
+        name: np.zeros(tuple(value.shape), np.float32) if value.grad is None else -value.grad.cpu().numpy()
         for name, value in trained.items()
     }

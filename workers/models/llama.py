@@ -41,7 +41,7 @@ class RmsNorm(nn.Module):
 class Rotary:
     """Cosines and sines of the rotary position embedding, computed once per position.
 
-    On the CPU even while `build` makes a model without memory of its own.
+    Kept on the CPU, even while `build` makes a model without memory of its own.
     """
 
     def __init__(self, config: LlamaConfig) -> None:
@@ -49,8 +49,8 @@ class Rotary:
         self._limit = config.context_tokens
         self._cos = self._sin = torch.empty(0, config.head_size, device="cpu")
 
-    def rows(self, position: int, count: int) -> tuple[Tensor, Tensor]:
-        """Return cos and sin, [count, D], of `count` positions from `position` on."""
+    def rows(self, position: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return cos and sin, [count, D], of `count` positions from `position` on, on `device`."""
         end = position + count
         if end > self._limit:
             raise BrokenModel(
@@ -58,7 +58,7 @@ class Rotary:
             )
         if end > len(self._cos):
             self._compute(min(self._limit, max(end, 2 * len(self._cos), 256)))
-        return self._cos[position:end], self._sin[position:end]
+        return self._cos[position:end].to(device), self._sin[position:end].to(device)
 
     def _compute(self, count: int) -> None:
         # Not an inference tensor even when first needed while decoding: training may use the same table.
@@ -185,7 +185,7 @@ class Llama(nn.Module):
 
     def run_layers(self, x: Tensor, *, position: int = 0, cache: Cache | None = None) -> Tensor:
         """Run the layers held here over x [B, T, H], whose first row stands at `position`."""
-        angles = self._rotary.rows(position, x.shape[1])
+        angles = self._rotary.rows(position, x.shape[1], x.device)
         for layer in self.layer_range:
             x = self.model.layers[str(layer)](x, angles, cache, layer)
         return x
