@@ -12,11 +12,13 @@ import argparse
 import contextlib
 import datetime
 import gc
+import itertools
 import os
 import queue
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,19 +49,24 @@ _ADDRESS = "127.0.0.1"
 _ATTACH_TIMEOUT_S = 60.0
 _ROUND_TIMEOUT_S = 120.0
 _EPOCHS = 10_000
+_WARM_UP_EPOCHS = 3
+_SMALL_PARAMETERS = model.size_bytes(quick=True) // 4
 
 
 class NoTraining:
     """A worker's trainer that takes everything and answers an update that it has ready."""
 
-    def __init__(self, update: Mapping[str, Any]) -> None:
-        self._update = update
+    def __init__(self, updates: Mapping[bool, Mapping[str, Any]]) -> None:
+        """`updates`: of the small model (False) and the large (True)."""
+        self._updates = updates
         self._version = -1
+        self._large = False
 
     def handle(self, frame: Frame) -> Reply:
         """Serve `train.*` as docs/wire_protocol.md says, but train nothing."""
         if frame.kind in ("train.load", "train.update"):
             self._version = fields.integer(frame.fields, "version")
+            self._large = sum(tensor.size for tensor in frame.tensors.values()) > _SMALL_PARAMETERS
             held = {name: torch.from_numpy(tensor) for name, tensor in frame.tensors.items()}
             return Reply({"version": self._version, "digest": digest(held)})
         if frame.kind == "train.data":
@@ -67,7 +74,7 @@ class NoTraining:
         if frame.kind == "train.run":
             if frame.tensors:
                 self._version = fields.integer(frame.fields, "version")
-            return Reply(self._report(frame), self._update)
+            return Reply(self._report(frame), self._updates[self._large])
         return Reply()
 
     def close(self) -> None:
@@ -86,10 +93,7 @@ class PlainAgent(agent.Agent):
 
 
 class Models:
-    """The model of the benchmark; evaluating costs nothing here."""
-
-    def __init__(self, *, quick: bool) -> None:
-        self._quick = quick
+    """The models of the benchmark, `small` and `large`; evaluating costs nothing here."""
 
     def check(self, name: str) -> None:
         """Every name is good."""
@@ -99,14 +103,15 @@ class Models:
 
     def resolve(self, name: str, *, progress: Callable[[float, str], None]) -> Model:
         """Give the model."""
+        quick = name == "small"
         return Model(
-            name=name, folder=Path(), config=model.config(quick=self._quick), tokenizer_json="",
-            parameter_bytes=model.size_bytes(quick=self._quick), digest="", layers=1, context_tokens=64,
+            name=name, folder=Path(), config=model.config(quick=quick), tokenizer_json="",
+            parameter_bytes=model.size_bytes(quick=quick), digest="", layers=1, context_tokens=64,
         )  # fmt: skip
 
-    def parameters(self, _model: Model) -> model.Arrays:
+    def parameters(self, wanted: Model) -> model.Arrays:
         """Draw version 0."""
-        return model.arrays(quick=self._quick, seed=0, scale=0.02)
+        return model.arrays(quick=wanted.name == "small", seed=0, scale=0.02)
 
     def digest(self, parameters: Mapping[str, Any]) -> str:
         """Compute the digest as workers do."""
@@ -125,17 +130,41 @@ class Models:
         return Path()
 
 
+class NoCheckpoints:
+    """Keeps nothing: peers keep nothing either, and a disk is not what is measured."""
+
+    def save(self, _checkpoint: object) -> int:
+        """Write no byte."""
+        return 0
+
+    def load(self, _job: str) -> tuple[None, tuple[str, ...]]:
+        """Nothing was kept."""
+        return None, ()
+
+    def discard(self, _job: str) -> None:
+        """Nothing was kept."""
+
+    def keep_only(self, _jobs: object) -> None:
+        """Nothing was kept."""
+
+    def count_attempt(self, _job: str, _version: int) -> int:
+        """Nothing is resumed."""
+        return 1
+
+
 class Gate:
     """A northbound that gives its picture of the network, which ends a round, when the next is to begin."""
 
     def __init__(self) -> None:
         self._arrived: queue.Queue[None] = queue.Queue()
         self._go: queue.Queue[None] = queue.Queue()
+        self.closed = False
 
     def network(self) -> Network:
-        """Wait for the word."""
-        self._arrived.put(None)
-        self._go.get()
+        """Wait for the word, if the gate is closed."""
+        if self.closed:
+            self._arrived.put(None)
+            self._go.get()
         return Network(taken_at_s=0.0)
 
     def wait(self) -> None:
@@ -178,29 +207,44 @@ def _serve(options: argparse.Namespace, folder: Path, answer: Callable[[dict[str
     pool.start(listening)
     _wait_attached(pool, len(nodes))
     gate = Gate()
-    jobs = _jobs(pool, gate, folder, quick=options.quick)
+    store = SqlStore(f"sqlite:///{folder / 'records.sqlite3'}")
+    jobs = _jobs(pool, gate, store)
+    # A small job first: what code, threads and connections take is there before the model is.
+    first = jobs.submit(_request("small", epochs=_WARM_UP_EPOCHS)).id
+    _wait_ended(store, first)
+    gate.closed = True
     idle_bytes = commands.memory_bytes("VmRSS")
-    training = {"sequence_length": 16}
-    jobs.submit(
-        JobRequest(model="benchmark", policy="all", epochs=_EPOCHS, training=training, data_bytes=80_000)
-    )
+    jobs.submit(_request("small" if options.quick else "large", epochs=_EPOCHS))
     gate.wait()
     commands.serve(gate.one_round, lambda document: answer({**document, "server_idle_bytes": idle_bytes}))
     pool.stop()
 
 
-def _jobs(pool: LiveWorkerPool, gate: Any, folder: Path, *, quick: bool) -> FinetuneJobs:
-    clock = SystemClock()
-    store = SqlStore(f"sqlite:///{folder / 'records.sqlite3'}")
+def _request(name: str, *, epochs: int) -> JobRequest:
+    training = {"sequence_length": 16}
+    return JobRequest(model=name, policy="all", epochs=epochs, training=training, data_bytes=80_000)
+
+
+def _wait_ended(store: SqlStore, job: str) -> None:
+    deadline_s = time.monotonic() + _ROUND_TIMEOUT_S
+    while store.get(job).ended_at is None:
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"the small job did not end within {_ROUND_TIMEOUT_S:g} s")
+        time.sleep(0.01)
+
+
+def _jobs(pool: LiveWorkerPool, gate: Any, store: SqlStore) -> FinetuneJobs:
+    clock, numbers = SystemClock(), itertools.count(1)
     return FinetuneJobs(
         pool=pool,
         northbound=gate,
         store=store,
-        models=Models(quick=quick),  # type: ignore[arg-type]
+        models=Models(),  # type: ignore[arg-type]
         events=EventLog(store=store, clock=clock),
         clock=clock,
-        ids=lambda kind: f"{kind}-1",
+        ids=lambda kind: f"{kind}-{next(numbers)}",
         seed=1,
+        checkpoints=NoCheckpoints(),
     )
 
 
@@ -233,10 +277,13 @@ def _be_worker(
         device="cpu", cpu_count=1, memory_bytes=1 << 30, compute_flops=1e9, layer_overhead_s=0.0,
         power=None, emulated=False, pacing=False, torch=torch.__version__, pid=os.getpid(),
     )  # fmt: skip
-    update = model.arrays(quick=options.quick, seed=int(node[1:]))
+    seed = int(node[1:])
+    updates = {False: model.arrays(quick=True, seed=seed)}
+    if not options.quick:
+        updates[True] = model.arrays(quick=False, seed=seed)
 
     def make_trainer(_pacer: Pacer) -> NoTraining:
-        return NoTraining(update)
+        return NoTraining(updates)
 
     with contextlib.suppress(Exception):  # the server ends, and with it the worker
         kind = PlainAgent if options.link == "plain" else agent.Agent

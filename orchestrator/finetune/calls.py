@@ -11,7 +11,7 @@ import logging
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.errors import WorkerError, WorkerRefused
-from orchestrator.finetune.parameters import Parameters, fault
+from orchestrator.finetune.intake import Intake, Landing
+from orchestrator.finetune.parameters import MOST_UNITS, Parameters, spec_fault, value_fault
 from orchestrator.ports import Answer, Clock, Json, Tensors, WorkerPool
 from scenarios.schema import Training
 from workers import updates
 from workers.updates import UpdateFault
+from workers.wire import BodySink, Tensor
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +47,33 @@ _WORKERS_KEYS = {
 }
 
 
+class Received:
+    """A checked update that lies in the intake until it is added up or given up."""
+
+    def __init__(self, landing: Landing, decoded: Tensors | None) -> None:
+        """`decoded`: its tensors in fp32, where it came in another form."""
+        self._landing = landing
+        self._decoded = decoded
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Give the tensors, once; their room is free again as the next is asked for."""
+        if self._decoded is None:
+            yield from self._landing.tensors()
+        else:
+            yield from self._decoded.items()
+
+    def close(self) -> None:
+        """Give the room back."""
+        self._decoded = None
+        self._landing.close()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundAnswer:
     """A node's answer to a round: its report and its update, or why it cannot be used."""
 
     report: Json
-    update: dict[str, NDArray[Any]]
+    update: Received | None
     round_s: float
     fault: str | None
 
@@ -94,6 +117,7 @@ class NodeCalls:
         traffic: Traffic,
         base: Parameters,
         digest: Callable[[Parameters], str],
+        intake: Intake,
         known: bool,
         tokenizer_json: str | None = None,
     ) -> None:
@@ -120,6 +144,7 @@ class NodeCalls:
         self._digests_lock = threading.Lock()
         self._tokenizer_json = tokenizer_json
         self._local_tokens: dict[str, int] = {}
+        self._intake = intake
 
     def load(self, node: str, version: int, parameters: Parameters, *, data: bool) -> None:
         """Bring the model, and the node's data if it needs them; what it holds from before, it keeps.
@@ -199,28 +224,46 @@ class NodeCalls:
             "seed": self._round_seed(node, epoch),
         }
         fresh = self._holds.get(node) == version
+        landing = self._landing(parameters)
         started_s = self._clock.monotonic_s()
-        answer = self._bulk(node, "train.run", fields, None if fresh else parameters, purpose="round")
-        round_s = self._clock.monotonic_s() - started_s
-        self._holds[node] = version
-        reason = answer_fault(answer.fields, epoch, version)
-        if reason is not None:
-            return RoundAnswer(report=answer.fields, update={}, round_s=round_s, fault=reason)
         try:
-            update = self._decoded(answer.tensors, parameters)
+            answer = self._bulk(
+                node, "train.run", fields, None if fresh else parameters, purpose="round", into=landing.take
+            )
+            round_s = self._clock.monotonic_s() - started_s
+            self._holds[node] = version
+            reason = answer_fault(answer.fields, epoch, version, samples=weight_unit(self._training))
+            reason = reason or landing.fault
+            update = self._read(landing, parameters) if reason is None else None
         except UpdateFault as error:
-            return RoundAnswer(report=answer.fields, update={}, round_s=round_s, fault=str(error))
-        return RoundAnswer(report=answer.fields, update=update, round_s=round_s, fault=None)
+            reason, update = str(error), None
+        except BaseException:
+            landing.close()
+            raise
+        if update is None:
+            landing.close()
+        return RoundAnswer(report=answer.fields, update=update, round_s=round_s, fault=reason)
 
-    def _decoded(self, received: Tensors, parameters: Parameters) -> dict[str, NDArray[Any]]:
+    def _landing(self, parameters: Parameters) -> Landing:
+        if self._training.update_encoding == "fp32":
+            return self._intake.landing(
+                check=lambda specs: spec_fault(specs, parameters), check_values=value_fault
+            )
+        return self._intake.landing(check=lambda specs: None, check_values=lambda name, values: None)
+
+    def _read(self, landing: Landing, parameters: Parameters) -> Received:
+        """Give the update that has landed; one in another form than fp32 is decoded and checked here."""
+        if self._training.update_encoding == "fp32":
+            return Received(landing, None)
         shapes = {name: array.shape for name, array in parameters.items()}
         update = updates.decode(
-            received, shapes, self._training.update_encoding, ratio=self._training.topk_ratio
+            landing.arrays(), shapes, self._training.update_encoding, ratio=self._training.topk_ratio
         )
-        reason = fault(update, parameters)
-        if reason is not None:
-            raise UpdateFault(reason)
-        return update
+        for name, values in update.items():
+            reason = value_fault(name, values)
+            if reason is not None:
+                raise UpdateFault(reason)
+        return Received(landing, update)
 
     def sync(self, node: str, version: int, parameters: Parameters) -> None:
         """Bring newer parameters to a node that takes no part.
@@ -243,10 +286,19 @@ class NodeCalls:
         except WorkerError as error:
             log.info("job %s: %s", self._job, error)
 
-    def _bulk(self, node: str, kind: str, fields: Json, tensors: Tensors | None, *, purpose: str) -> Answer:
+    def _bulk(
+        self,
+        node: str,
+        kind: str,
+        fields: Json,
+        tensors: Tensors | None,
+        *,
+        purpose: str,
+        into: BodySink | None = None,
+    ) -> Answer:
         # The engine decides when a round has taken too long; this is only the end of waiting.
         timeout_s = self._timeout_s + _PATIENCE_S
-        answer = self._pool.request(node, "bulk", kind, fields, tensors, timeout_s=timeout_s)
+        answer = self._pool.request(node, "bulk", kind, fields, tensors, timeout_s=timeout_s, into=into)
         self._traffic.add(purpose, answer)
         return answer
 
@@ -274,8 +326,16 @@ def _check_digest(node: str, version: int, answer: Answer, expected: str) -> Non
         )
 
 
-def answer_fault(report: Json, epoch: int, version: int) -> str | None:
-    """Say what is wrong with the fields of an answer to `train.run`; None if nothing is."""
+def weight_unit(training: Training) -> float:
+    """Return the samples that a node is asked to train on in a round: the usual weight of its update."""
+    return float(training.local_steps * training.batch_size)
+
+
+def answer_fault(report: Json, epoch: int, version: int, *, samples: float) -> str | None:
+    """Say what is wrong with the fields of an answer to `train.run`; None if nothing is.
+
+    `samples` is what was asked for: it is the update's weight, which a node must not choose as it likes.
+    """
     if (report.get("epoch"), report.get("version")) != (epoch, version):
         return (
             f"the answer is for epoch {report.get('epoch')} and version {report.get('version')}, "
@@ -287,7 +347,9 @@ def answer_fault(report: Json, epoch: int, version: int) -> str | None:
             return f"{name} is {value!r}, not a finite number"
         if value < 0:
             return f"{name} is {value!r}, below 0"
-    samples = report.get("samples")
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        return f"samples is {samples!r}, not a whole number above 0"
+    told = report.get("samples")
+    if isinstance(told, bool) or not isinstance(told, int) or told < 1:
+        return f"samples is {told!r}, not a whole number above 0"
+    if told > MOST_UNITS * samples:
+        return f"samples is {told}, more than {MOST_UNITS:g} times the {samples:g} that were asked for"
     return None

@@ -161,13 +161,20 @@ class Landing:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Give the tensors, once, in the order they came; room is free again as the next is asked for."""
+        arrays = self.arrays()
+        for spec, start in self._places:
+            yield spec.name, arrays.pop(spec.name)
+            self._intake.free(self, start + spec.size_bytes)
+        self.close()
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Give all tensors at once; they lie in the intake until `close`."""
         if not self._whole or self.fault is not None or self._buffer is None:
             raise ValueError(f"there is no update to take: {self.fault}")
-        for spec, start in self._places:
-            end = start + spec.size_bytes
-            yield spec.name, self._buffer[start:end].view(spec.dtype).reshape(spec.shape)
-            self._intake.free(self, end)
-        self.close()
+        return {
+            spec.name: self._buffer[start : start + spec.size_bytes].view(spec.dtype).reshape(spec.shape)
+            for spec, start in self._places
+        }
 
     def close(self) -> None:
         """Give the room back, whatever has come of the update."""

@@ -12,12 +12,9 @@ import logging
 import math
 import queue
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-
-from numpy.typing import NDArray
 
 from orchestrator import nodes as node_states
 from orchestrator.core.errors import CoreError
@@ -32,9 +29,10 @@ from orchestrator.errors import (
 from orchestrator.events import Progress
 from orchestrator.finetune import messages as m
 from orchestrator.finetune import snapshot as snapshots
-from orchestrator.finetune.calls import NodeCalls, Traffic
+from orchestrator.finetune.calls import NodeCalls, Received, Traffic, weight_unit
 from orchestrator.finetune.data import Dealing, Split, split
 from orchestrator.finetune.engine import Engine
+from orchestrator.finetune.intake import Intake
 from orchestrator.finetune.job_workload import job_workload
 from orchestrator.finetune.keeping import Keeper
 from orchestrator.finetune.outer import OuterOptimiser, OuterSettings
@@ -132,9 +130,10 @@ class JobRun:
         self._split: Split
         self._versions: dict[int, Parameters] = {}
         self._base: Parameters = {}
-        self._held: dict[tuple[str, int], dict[str, NDArray[Any]]] = {}
+        self._held: dict[tuple[str, int], Received] = {}
         self._held_lock = threading.Lock()
-        self._sums: dict[int, WeightedSum] = defaultdict(WeightedSum)
+        self._sums: dict[int, WeightedSum] = {}
+        self._intake: Intake | None = None
         self._calls: NodeCalls
         self._traffic = Traffic(checkpoint.state["bytes"] if checkpoint else {})
 
@@ -161,6 +160,7 @@ class JobRun:
             self._end("failed", f"{type(error).__name__}: {error}")
         finally:
             stop_listening()
+            self._give_up_updates()
             self._keeper.close(discard=self._ended)
             executor.shutdown(wait=False, cancel_futures=True)
             self._evaluator.shutdown(wait=False, cancel_futures=True)
@@ -196,6 +196,8 @@ class JobRun:
             self._versions[0] = self._first_version()
         else:
             self._go_on_from(self._checkpoint)
+        newest = self._versions[max(self._versions)]
+        self._intake = Intake(sum(array.nbytes for array in newest.values()))
         self._calls = NodeCalls(
             job=self._job,
             pool=self._pool,
@@ -211,6 +213,7 @@ class JobRun:
             base=self._base,
             digest=self._models.digest,
             tokenizer_json=self._model.tokenizer_json if request.local_data else None,
+            intake=self._intake,
             known=self._resumes > 0,
         )
 
@@ -322,15 +325,16 @@ class JobRun:
             case m.SyncNode():
                 self._ask(instruction.node, "sync", self._sync, instruction)
             case m.Accept(node=node, epoch=epoch, weight=weight):
-                delta = self._take(node, epoch)
-                if delta is not None:
-                    self._sums[epoch].add(delta, weight)
+                self._add(node, epoch, weight)
             case m.Discard(node=node, epoch=epoch, reason=reason):
-                if self._take(node, epoch) is not None:
+                update = self._take(node, epoch)
+                if update is not None:
+                    update.close()
                     log.info("job %s: update of %s in epoch %d discarded: %s", self._job, node, epoch, reason)
             case m.Aggregate():
                 self._aggregate(instruction)
             case m.Evaluate(version=version):
+                self._forget_before(version)
                 self._evaluator.submit(self._evaluate, version, self._versions[version])
             case m.TakeMetrics(epoch=epoch):
                 self._take_metrics(epoch)
@@ -381,7 +385,7 @@ class JobRun:
     def _round(self, instruction: m.StartRound, parameters: Parameters) -> None:
         node, epoch = instruction.node, instruction.epoch
         answer = self._calls.round(node, epoch, instruction.version, parameters)
-        if answer.fault is not None:
+        if answer.update is None:
             self._put(
                 m.UpdateArrived,
                 node=node,
@@ -411,7 +415,19 @@ class JobRun:
         self._calls.sync(node, version, parameters)
         self._put(m.NodeSynced, node=node, version=version)
 
-    def _take(self, node: str, epoch: int) -> dict[str, NDArray[Any]] | None:
+    def _add(self, node: str, epoch: int, weight: float) -> None:
+        update = self._take(node, epoch)
+        if update is None:
+            return
+        if epoch not in self._sums:
+            unit = weight_unit(self._request.training)
+            self._sums[epoch] = WeightedSum(self._versions[max(self._versions)], unit=unit)
+        try:
+            self._sums[epoch].add(update.tensors(), weight)
+        finally:
+            update.close()
+
+    def _take(self, node: str, epoch: int) -> Received | None:
         with self._held_lock:
             return self._held.pop((node, epoch), None)
 
@@ -423,10 +439,12 @@ class JobRun:
         self._versions[instruction.new_version] = self._outer.step(
             self._versions[instruction.base_version], total, learning_rate=rate
         )
-        # Requests in flight hold on to the parameters that they send; nobody starts from older ones.
-        for version in [v for v in self._versions if v < instruction.base_version]:
-            del self._versions[version]
         self._put(m.Aggregated, version=instruction.new_version)
+
+    def _forget_before(self, version: int) -> None:
+        """Drop older versions: nobody starts from them, and requests in flight hold on to what they send."""
+        for old in [known for known in self._versions if known < version]:
+            del self._versions[old]
 
     def _make_checkpoint(self) -> Checkpoint:
         version = self._engine.version
@@ -487,12 +505,18 @@ class JobRun:
 
     def _release_nodes(self) -> None:
         """Have the nodes forget the job; one that does not answer forgets it at its next job."""
-        with self._held_lock:
-            self._held.clear()
-
+        self._give_up_updates()
         attached = {record.node for record in self._pool.nodes() if record.alive}
         with ThreadPoolExecutor(max_workers=max(1, len(self._nodes))) as executor:
             list(executor.map(self._calls.end, [node for node in self._nodes if node in attached]))
+
+    def _give_up_updates(self) -> None:
+        with self._held_lock:
+            held, self._held = self._held, {}
+        for update in held.values():
+            update.close()
+        if self._intake is not None:
+            self._intake.close()
 
     def _announce(self, state: str, reason: str) -> None:
         log.info("job %s: %s: %s", self._job, state, reason)

@@ -13,6 +13,8 @@ import sys
 import threading
 from pathlib import Path
 
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+
 import flwr
 import numpy as np
 
@@ -83,7 +85,7 @@ def main() -> None:
         ),
         daemon=True,
     )
-    threading.Thread.start(server)
+    server.start()
 
     def one_round() -> None:
         start.put(True)

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import InvalidRequest
 from orchestrator.finetune.data import Dealing, content_classes, split
-from orchestrator.finetune.parameters import WeightedSum
 
 
 def cut(tokens, nodes=("h1", "h2", "h3"), seed=1, **dealing):
@@ -87,18 +86,3 @@ def test_however_it_is_dealt_nobody_goes_without_and_nothing_is_dealt_twice(seed
     assert len(set(dealt)) == len(dealt)
     assert not set(dealt) & set(made.held_out.tolist())
     np.testing.assert_array_equal(made.held_out, cut(tokens, ["h0"], seed).held_out)
-
-
-@given(st.lists(st.tuples(st.floats(-10, 10), st.integers(1, 1000)), min_size=1, max_size=12))
-def test_the_sum_is_the_weighted_mean_whatever_the_order(updates):
-    forth, back = WeightedSum(), WeightedSum()
-    for value, weight in updates:
-        forth.add({"w": np.array([value], dtype=np.float32)}, weight)
-    for value, weight in reversed(updates):
-        back.add({"w": np.array([value], dtype=np.float32)}, weight)
-    base = {"w": np.array([1.0], dtype=np.float32)}
-    got = forth.applied_to(base, learning_rate=1.0)["w"]
-    expected = 1 + np.average([v for v, _ in updates], weights=[w for _, w in updates])
-    np.testing.assert_allclose(got, [expected], atol=1e-5)
-    np.testing.assert_allclose(back.applied_to(base, learning_rate=1.0)["w"], got, atol=1e-6)
-    assert got.dtype == np.float32

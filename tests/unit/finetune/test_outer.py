@@ -36,9 +36,9 @@ def updates(step: int) -> list[tuple[dict[str, Any], float]]:
 
 
 def total(step: int) -> WeightedSum:
-    summed = WeightedSum()
+    summed = WeightedSum(START, unit=8.0)
     for update, weight in updates(step):
-        summed.add(update, weight)
+        summed.add(update.items(), weight)
     return summed
 
 
