@@ -7,6 +7,7 @@ import os
 import select
 import subprocess
 import sys
+import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ _MARK = "UTOPIA_ROUND_OVERHEAD_ARM"
 _START_TIMEOUT_S = 180.0
 _ROUND_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 10.0
+_LOOK_S = 0.5
 _PEERS = Path(__file__).parent / "peers"
 
 
@@ -140,8 +142,12 @@ class Arm:
 
     def _answer(self, timeout_s: float) -> dict[str, Any]:
         assert self._process.stdout is not None
-        if not select.select([self._process.stdout], [], [], timeout_s)[0]:
-            raise RuntimeError(f"{self.plan.name} did not answer within {timeout_s:g} s: {self._said()}")
+        deadline_s = time.monotonic() + timeout_s
+        while not select.select([self._process.stdout], [], [], _LOOK_S)[0]:
+            if self._process.poll() is not None:  # its workers may still hold the pipe open
+                raise RuntimeError(f"{self.plan.name} has ended: {self._said()}")
+            if time.monotonic() > deadline_s:
+                raise RuntimeError(f"{self.plan.name} did not answer within {timeout_s:g} s: {self._said()}")
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"{self.plan.name} has ended: {self._said()}")

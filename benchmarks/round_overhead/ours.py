@@ -9,7 +9,6 @@ choosing, sending, receiving, checking, adding up, the new version, the records.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import gc
 import itertools
@@ -19,6 +18,7 @@ import socket
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from orchestrator.ports import Model
 from workers import agent, fields
 from workers.config import WorkerConfig
 from workers.device import DeviceProfile, Pacer
+from workers.errors import WorkersError
 from workers.link import Reply
 from workers.models.loader import digest
 from workers.wire import Frame
@@ -185,9 +186,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     answer = commands.take_answers_apart()
-    with tempfile.TemporaryDirectory() as folder:
-        _serve(options, Path(folder), answer)
-    os._exit(0)
+    code = 1
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            _serve(options, Path(folder), answer)
+        code = 0
+    except Exception:  # noqa: BLE001 - whatever it was is told, and the process must end with its threads
+        traceback.print_exc()
+    os._exit(code)  # the pool's and the job's threads are not waited for
 
 
 def _serve(options: argparse.Namespace, folder: Path, answer: Callable[[dict[str, Any]], None]) -> None:
@@ -282,12 +288,16 @@ def _be_worker(
     if not options.quick:
         updates[True] = model.arrays(quick=False, seed=seed)
 
-    def make_trainer(_pacer: Pacer) -> NoTraining:
+    def make_trainer(_pacer: Pacer, _local_data: Path | None) -> NoTraining:
         return NoTraining(updates)
 
-    with contextlib.suppress(Exception):  # the server ends, and with it the worker
+    try:
         kind = PlainAgent if options.link == "plain" else agent.Agent
         kind(config, profile, make_trainer=make_trainer).run()
+    except WorkersError:
+        pass  # the server ends, and with it the worker
+    except Exception:  # noqa: BLE001 - a forked process must not go on with its parent's work
+        traceback.print_exc()
     os._exit(0)
 
 
