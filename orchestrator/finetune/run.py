@@ -396,7 +396,10 @@ class JobRun:
             )
             return
         with self._held_lock:
+            earlier = self._held.pop((node, epoch), None)
             self._held[node, epoch] = answer.update
+        if earlier is not None:  # the node was asked twice; what is held on to keeps its room
+            earlier.close()
         report = answer.report
         self._put(
             m.UpdateArrived,
