@@ -44,12 +44,13 @@ def main() -> int:
         for group in options.group or GROUPS:
             plans = _plans(group, options, Path(folder), failed)
             rows += _measure(group, plans, options, Path(folder), failed)
+            if rows:  # what was measured stays, should a later group be interrupted
+                envelope.write(options.json, _result(options, rows, figures.targets(rows), failed))
     if not rows:
         print("nothing was measured: " + "; ".join(failed), file=sys.stderr)
         return 1
     targets = figures.targets(rows)
     _show(figures.summary(rows), targets, failed)
-    envelope.write(options.json, _result(options, rows, targets, failed))
     return 0
 
 
