@@ -75,25 +75,27 @@ def main() -> None:
     certificates = None
     if folder is not None:
         certificates = tuple((folder / name).read_bytes() for name in ("ca.pem", "server.pem", "server.key"))
-    server = threading.Thread(
-        target=lambda: flwr.server.start_server(
-            server_address=address,
-            config=flwr.server.ServerConfig(num_rounds=_ROUNDS),
-            strategy=strategy,
-            grpc_max_message_length=_MESSAGE_BYTES,
-            certificates=certificates,
-        ),
-        daemon=True,
-    )
-    server.start()
 
     def one_round() -> None:
         start.put(True)
         done.get(timeout=600)
 
-    one_round()
-    commands.serve(one_round, answer)
-    os._exit(0)
+    def take_commands() -> None:
+        try:
+            one_round()
+            commands.serve(one_round, answer)
+        finally:
+            os._exit(0)
+
+    threading.Thread(target=take_commands, daemon=True).start()
+    # Flower's server takes over signals, which only the main thread may.
+    flwr.server.start_server(
+        server_address=address,
+        config=flwr.server.ServerConfig(num_rounds=_ROUNDS),
+        strategy=strategy,
+        grpc_max_message_length=_MESSAGE_BYTES,
+        certificates=certificates,
+    )
 
 
 def _be_client(address: str, folder: Path | None) -> None:
