@@ -92,16 +92,25 @@ class Elimination(Everybody):
         return f"{names} will be eliminated whatever still comes: the time taken so far makes them the lowest"
 
     def choose(self, view: RoundView) -> Choice:
-        """Eliminate the worst of those that took part; take back who has recovered."""
-        worst = self._worst(view.scores)
+        """Eliminate the worst of those that took part; take back who has recovered.
+
+        Those that the round was closed without go first, even if measurements since would have others go:
+        they still train, and who stays must be free for the next epoch.
+        """
+        worst = self._worst(view.scores, first=view.late)
         reason = self._explain(view, worst)
         back = self._recovered(view, {score.node for score in worst})
         if back:
             reason += f"; {', '.join(back)} recovered and may train again"
         return Choice(eliminated=tuple(score.node for score in worst), readmitted=tuple(back), reason=reason)
 
-    def _worst(self, scores: tuple[NodeScore, ...]) -> tuple[NodeScore, ...]:
-        return scores[len(scores) - keep_one(self.per_epoch, scores) :]
+    def _worst(
+        self, scores: tuple[NodeScore, ...], first: frozenset[str] = frozenset()
+    ) -> tuple[NodeScore, ...]:
+        """Return the lowest, in the order of their scores; those of `first` before any other."""
+        ordered = sorted(scores, key=lambda score: score.node in first)
+        lowest = {score.node for score in ordered[len(scores) - keep_one(self.per_epoch, scores) :]}
+        return tuple(score for score in scores if score.node in lowest)
 
     def _recovered(self, view: RoundView, out: set[str]) -> list[str]:
         """List who is better than the lowest that stays by the margin, out long enough, and not too often."""
@@ -126,4 +135,8 @@ class Elimination(Everybody):
         if not worst:
             return f"only {len(view.scores)} took part; the last node is never eliminated"
         listed = ", ".join(f"{score.node} ({score.score:.3f})" for score in worst)
-        return f"{listed}: the lowest of {len(view.scores)} scores; {self.per_epoch} per epoch by Eq. 1"
+        late = [score.node for score in worst if score.node in view.late]
+        lowest = f"{listed}: the lowest of {len(view.scores)} scores"
+        if late:
+            lowest += f" ({', '.join(late)} when the round was closed)"
+        return f"{lowest}; {self.per_epoch} per epoch by Eq. 1"

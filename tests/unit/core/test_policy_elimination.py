@@ -51,6 +51,14 @@ def test_a_round_closes_only_when_every_awaited_node_is_among_the_lowest() -> No
     assert eliminate().may_close(open_still) is None
 
 
+def test_whom_a_round_was_closed_without_goes_even_if_measurements_since_say_another() -> None:
+    scores = scored(names(9))
+    late = RoundView(epoch=0, scores=scores, late=frozenset({"h3"}), situation=Situation(epochs=5))
+    assert eliminate().choose(late).eliminated == ("h3", "h9")
+    nobody = RoundView(epoch=0, scores=scores, situation=Situation(epochs=5))
+    assert eliminate().choose(nobody).eliminated == ("h8", "h9")
+
+
 @given(
     others=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(1, 99)), min_size=3, max_size=8),
     mine=st.tuples(st.floats(0, 1), st.floats(0, 1)),
