@@ -46,12 +46,16 @@ def client() -> Client:
     return Client()
 
 
+def judge(schema: dict[str, Any]) -> jsonschema.Draft202012Validator:
+    """Return what judges by a schema of the OpenAPI document."""
+    whole = {**schema, "components": {"schemas": openapi_document()["components"]["schemas"]}}
+    checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
+    return jsonschema.Draft202012Validator(whole, format_checker=checker)
+
+
 def check(document: Any, schema: dict[str, Any]) -> None:
     """Hold a document against a schema of the OpenAPI document."""
-    whole = {**schema, "components": {"schemas": openapi_document()["components"]["schemas"]}}
-    jsonschema.Draft202012Validator(
-        whole, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
-    ).validate(document)
+    judge(schema).validate(document)
 
 
 def test_the_document_is_valid_and_is_served(client: Client) -> None:
@@ -126,12 +130,25 @@ def test_a_schema_refuses_what_breaks_it(client: Client) -> None:
 def api(client: Client) -> Any:
     schema = schemathesis.openapi.from_wsgi(f"{BASE}/openapi.json", client.app)
     chance = random.Random(7)
+    judges = {
+        parameter["name"]: judge(parameter["schema"])
+        for methods in openapi_document()["paths"].values()
+        for operation in methods.values()
+        for parameter in operation.get("parameters", ())
+        if parameter["name"] in REAL
+    }
+
+    def is_wrong(name: str, value: object) -> bool:
+        """Tell whether a value was made to be refused: then it stays."""
+        return name in judges and not judges[name].is_valid(value)
 
     def make_real(context: Any, values: dict[str, Any] | None) -> dict[str, Any] | None:
         if not values:
             return values
         return {
-            name: chance.choice(REAL[name]) if name in REAL and chance.random() < 0.5 else value
+            name: value
+            if name not in REAL or is_wrong(name, value) or chance.random() < 0.5
+            else chance.choice(REAL[name])
             for name, value in values.items()
         }
 
