@@ -58,8 +58,10 @@ class Process:
         self.store.close()
 
 
-def start(config: Config) -> Process:
+def start(config: Config, *, resume: bool = True) -> Process:
     """Build every part, then start them; the API comes last, so that what it shows is there.
+
+    A job that an earlier process left goes on, unless `resume` is false: then it is ended.
 
     Raises:
         OrchestratorError: something cannot be had (a port, the namespace, the state directory).
@@ -125,7 +127,10 @@ def start(config: Config) -> Process:
     northbound.start()
     for telling in tellings:
         telling.start()
-    jobs.resume()
+    if resume:
+        jobs.resume()
+    else:
+        jobs.abandon()
     api.start()
     log.info("REST on http://%s:%d", config.api_host, api.port)
     log.info("workers attach at %s port %d", config.data_address, config.data_port)

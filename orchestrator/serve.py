@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 _STOP_LIMIT_S = 15.0
 
 
-def main(config_path: str) -> int:
-    """Run until SIGTERM or SIGINT; answers the exit code."""
+def main(config_path: str, *, resume: bool = True) -> int:
+    """Run until SIGTERM or SIGINT; answers the exit code. `resume`: go on with what was left."""
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -32,7 +32,7 @@ def main(config_path: str) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told.set())
     try:
-        process = bootstrap.start(config.load(config_path))
+        process = bootstrap.start(config.load(config_path), resume=resume)
     except OrchestratorError as error:
         log.error("%s", error)
         return 1

@@ -196,7 +196,10 @@ def api_url(scenario: Scenario) -> str:
 
 
 def start_orchestrator(scenario: Scenario, spec: NetworkSpec, netns: str, journal: Journal) -> Component:
-    """Start the orchestrator, with its data-plane sockets in `netns`, and wait until it is ready."""
+    """Start the orchestrator, with its data-plane sockets in `netns`, and wait until it is ready.
+
+    A job that an earlier testbed of this name left is ended: its nodes went with that testbed.
+    """
     state_dir = journal.directory / "orchestrator"
     make_directory(state_dir)
     config = {
@@ -213,7 +216,7 @@ def start_orchestrator(scenario: Scenario, spec: NetworkSpec, netns: str, journa
     }
     path = journal.directory / "orchestrator.json"
     path.write_text(json.dumps(config), encoding="utf-8")
-    command = [sys.executable, "-m", "orchestrator.cli", "serve", "--config", str(path)]
+    command = [sys.executable, "-m", "orchestrator.cli", "serve", "--config", str(path), "--abandon-jobs"]
     orchestrator = Component("orchestrator", command, journal)
     url = f"{api_url(scenario)}/readyz"
     orchestrator.wait_until(

@@ -30,11 +30,12 @@ def cli(verbose: bool) -> None:
 @click.option(
     "--config", required=True, type=click.Path(exists=True, dir_okay=False), help="JSON configuration."
 )
-def serve(config: str) -> None:
-    """Run the orchestrator process in the foreground."""
+@click.option("--abandon-jobs", is_flag=True, help="End the job that an earlier run left; do not resume it.")
+def serve(config: str, abandon_jobs: bool) -> None:
+    """Run the orchestrator process in the foreground; a job that was cut short goes on."""
     from orchestrator import serve as process
 
-    raise SystemExit(process.main(config))
+    raise SystemExit(process.main(config, resume=not abandon_jobs))
 
 
 for command in (*emulation.COMMANDS, *network.COMMANDS, *work.COMMANDS):

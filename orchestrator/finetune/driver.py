@@ -117,6 +117,12 @@ class FinetuneJobs:
             return None
         return record.id
 
+    def abandon(self) -> None:
+        """End the jobs that an earlier process left: what they ran on is not there any more."""
+        self._checkpoints.keep_only([])
+        for record in self._store.unfinished("job"):
+            self._give_up(record, "interrupted", "the orchestrator stopped before it ended")
+
     def _resume(self, record: Record) -> None:
         spec = record.spec
         wanted: Any = JobRequest(**spec)

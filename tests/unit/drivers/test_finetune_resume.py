@@ -190,3 +190,13 @@ def test_a_node_that_comes_back_within_a_job_keeps_its_data(world):
     gone.set()
     assert world.finish(job).state == "completed"
     assert "train.data" not in [kind for _, kind, _ in world.pool.asked]
+
+
+def test_where_its_nodes_are_gone_for_good_a_job_that_was_left_is_ended_and_another_one_can_begin(world):
+    job = world.kill_in(1, epochs=3)
+    world.jobs = world.start_process()
+    world.jobs.abandon()
+    record = world.store.get(job)
+    assert (record.state, record.reason) == ("interrupted", "the orchestrator stopped before it ended")
+    assert world.checkpoints.kept == {}
+    assert world.finish(world.submit(epochs=2).id).state == "completed"
