@@ -35,6 +35,8 @@ THIN_S = 0.7
 SURE = 4.0
 """So many standard deviations, and LEAST_BACK packets, are no inaccuracy."""
 LEAST_BACK = 3.0
+LEAST_RATIO = 0.01
+"""A loss that is taken for possible before any has been seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +198,11 @@ class CounterPair:
                 self._mark(_Mark(at, sent, received))
 
     def _mark(self, mark: _Mark) -> None:
-        """Take a mark in. Lost packets do not come back: a mark that says so waits for the next one."""
+        """Take a mark in.
+
+        One that says that lost packets came back, or that far more are lost than before, waits for the next
+        one: a counter that was read at another moment than was believed says so once, a loss goes on.
+        """
         run = self._runs[-1]
         if run and mark.at - run[-1].at < THIN_S:
             here, there = mark.sent.variance, run[-1].sent.variance
@@ -205,13 +211,11 @@ class CounterPair:
             if there > 1 + 2 * here and len(run) > 1:
                 run.pop()
         doubted, self._doubted = self._doubted, None
-        if run and _comes_back(run[-1], mark):
-            if doubted is None:
-                self._doubted = mark
-                return
-            if len(run) > 1 and not _comes_back(run[-2], doubted):
-                run.pop()
-            run.append(doubted)
+        if run and doubted is None and (_comes_back(run[-1], mark) or _jumps(run, mark)):
+            self._doubted = mark
+            return
+        if doubted is not None:
+            _settle(run, doubted, mark)
         run.append(mark)
         while self._runs[0] is not run and (not self._runs[0] or self._runs[0][-1].at < mark.at - KEEP_S):
             self._runs.popleft()
@@ -283,6 +287,27 @@ def _comes_back(before: _Mark, after: _Mark) -> bool:
     """Tell whether so many fewer packets are missing than before that a reading must have been wrong."""
     doubt = SURE * math.sqrt(before.sent.variance + after.sent.variance)
     return before.missing - after.missing > LEAST_BACK + doubt
+
+
+def _jumps(run: list[_Mark], mark: _Mark) -> bool:
+    """Tell whether far more packets are missing since the last mark than the loss so far makes likely."""
+    sent = mark.sent.packets - run[-1].sent.packets
+    before = run[-1].sent.packets - run[0].sent.packets
+    ratio = min(1.0, max(LEAST_RATIO, (run[-1].missing - run[0].missing) / before if before > 0 else 0.0))
+    chance = max(0.0, sent) * ratio * (1 - ratio)
+    doubt = SURE * math.sqrt(run[-1].sent.variance + mark.sent.variance + chance)
+    return mark.missing - run[-1].missing - max(0.0, sent) * ratio > LEAST_BACK + doubt
+
+
+def _settle(run: list[_Mark], doubted: _Mark, following: _Mark) -> None:
+    """Add a doubted mark to the run, or take out what was wrong, now that another one has followed."""
+    if not _comes_back(run[-1], doubted):
+        if not _comes_back(doubted, following):
+            run.append(doubted)
+    elif _comes_back(run[-1], following):
+        if len(run) > 1 and not _comes_back(run[-2], doubted):
+            run.pop()
+        run.append(doubted)
 
 
 def _timing_of(run: list[_Mark]) -> float:

@@ -185,3 +185,15 @@ def test_the_error_is_not_much_more_than_that_of_the_packets_themselves() -> Non
         errors.append(abs(tally.ratio - LOSS))
     by_chance_alone = math.sqrt(LOSS * (1 - LOSS) / (RATE * 30))
     assert sorted(errors)[94] < 1.3 * 1.96 * by_chance_alone
+
+
+def test_a_leap_of_missing_packets_is_believed_when_the_next_reading_says_so_too() -> None:
+    pair, missing = CounterPair(), 0
+    for second in range(12):
+        missing += {8: 150, 9: -150, 11: 150}.get(second, 1)
+        read(pair, second, 500 * second, 500 * second - missing)
+        if second == 8:
+            assert pair.tally(8.0, 3.0).lost <= 3, "read at a wrong moment, it would be a loss of 10 %"
+    assert pair.tally(11.0, 3.0).lost <= 3
+    read(pair, 12, 500 * 12, 500 * 12 - missing - 100)
+    assert pair.tally(12.0, 3.0).lost > 200, "it has come to stay"
