@@ -8,42 +8,22 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
+from demo import style
+from demo.style import GRID, INK, MUTED, WARNING
+
 Result = Mapping[str, Any]
 
-INK, MUTED, GRID = "#1f2733", "#6b7685", "#e3e7ec"
 POLICY_COLOURS = {"all": "#8a94a3", "eliminate": "#0b6e99", "random": "#c9822b"}
 POLICY_NAMES = {"all": "all resources", "eliminate": "node elimination", "random": "random elimination"}
-WARNING = "#b3372f"
 BEFORE, AFTER = "#c9822b", "#0b6e99"
 
-plt.rcParams.update(
-    {
-        "font.size": 10,
-        "axes.edgecolor": MUTED,
-        "axes.labelcolor": INK,
-        "axes.titlesize": 11,
-        "axes.titlelocation": "left",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": GRID,
-        "axes.axisbelow": True,
-        "xtick.color": MUTED,
-        "ytick.color": MUTED,
-        "text.color": INK,
-        "legend.frameon": False,
-        "svg.fonttype": "none",
-    }
-)
+style.apply()
 
 
 def as_image(draw: Callable[[Result], Figure], result: Result) -> str:

@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.stragglers import arms
 from benchmarks.stragglers.sweep import RATE_FLOOR_BPS
+from demo import style
 
 Row = dict[str, Any]
 
-INK, MUTED, GRID = "#1f2733", "#6b7685", "#e3e7ec"
 STYLES: dict[str, tuple[str, str, str]] = {
     arms.ALL.name: ("#8a94a3", "o", "all resources"),
     arms.RANDOM.name: ("#c9822b", "v", "random elimination"),
@@ -30,24 +27,7 @@ STYLES: dict[str, tuple[str, str, str]] = {
     arms.PLAN.name: ("#111827", "*", "plan"),
 }
 
-plt.rcParams.update(
-    {
-        "font.size": 10,
-        "axes.edgecolor": MUTED,
-        "axes.labelcolor": INK,
-        "axes.titlesize": 11,
-        "axes.titlelocation": "left",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": GRID,
-        "axes.axisbelow": True,
-        "xtick.color": MUTED,
-        "ytick.color": MUTED,
-        "text.color": INK,
-        "legend.frameon": False,
-    }
-)
+style.apply()
 
 
 def write(lines: Sequence[Row], json_path: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from orchestrator.core.model import (
     unknown,
 )
 from orchestrator.simulation import World
+from orchestrator.simulation.measuring import node_states
 
 Seen = dict[str, dict[str, float | None]]
 _READ = ("bandwidth", "delay", "loss")
@@ -53,17 +54,7 @@ class Replayed:
 
     def states(self, gone: Set[str]) -> tuple[NodeState, ...]:
         """Return the nodes' devices as the scenario describes them."""
-        return tuple(
-            NodeState(
-                name=node.name,
-                alive=node.name not in gone,
-                emulated=True,
-                power=node.power,
-                compute_flops=node.compute_flops,
-                layer_overhead_s=node.layer_overhead_s,
-            )
-            for node in self._nodes
-        )
+        return node_states(self._nodes, gone)
 
 
 def _path(pair: tuple[str, str], values: Mapping[str, float | None]) -> PathMetrics:

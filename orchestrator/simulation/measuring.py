@@ -26,6 +26,21 @@ class Observer(Protocol):
         """Return what is known of the nodes' devices; those `gone` are not alive."""
 
 
+def node_states(nodes: tuple[Node, ...], gone: Set[str]) -> tuple[NodeState, ...]:
+    """Return the devices of `nodes` as they are; those `gone` are not alive."""
+    return tuple(
+        NodeState(
+            name=node.name,
+            alive=node.name not in gone,
+            emulated=True,
+            power=node.power,
+            compute_flops=node.compute_flops,
+            layer_overhead_s=node.layer_overhead_s,
+        )
+        for node in nodes
+    )
+
+
 class Controller:
     """Measures nodes' paths anew each time it is asked; the n-th answer depends on the seed and n only."""
 
@@ -64,17 +79,7 @@ class Controller:
 
     def states(self, gone: Set[str]) -> tuple[NodeState, ...]:
         """Return what is known of the nodes' devices; those `gone` are not alive."""
-        return tuple(
-            NodeState(
-                name=node.name,
-                alive=node.name not in gone,
-                emulated=True,
-                power=node.power,
-                compute_flops=node.compute_flops,
-                layer_overhead_s=node.layer_overhead_s,
-            )
-            for node in self._nodes
-        )
+        return node_states(self._nodes, gone)
 
     def _path(self, pair: tuple[str, str], *, delay_s: float, rate_bps: float, lost: int) -> PathMetrics:
         packets = self._measuring.loss_packets

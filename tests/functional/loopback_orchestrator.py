@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import requests
@@ -66,6 +68,10 @@ class Loopback:
         self.processes: dict[str, subprocess.Popen] = {}
         self.workers: dict[str, int] = {}
         self.addresses: dict[str, str] = {}
+
+    def alive(self) -> set[str]:
+        """Name the nodes that are there."""
+        return {item["node"] for item in self.get("/api/v1/nodes")["items"] if item["alive"]}
 
     def start_orchestrator(self) -> None:
         config = {
@@ -197,3 +203,23 @@ class Loopback:
     def _checked(answer: requests.Response):
         assert answer.status_code < 400, f"{answer.request.method} {answer.url}: {answer.text}"
         return answer.json()
+
+
+@contextmanager
+def system_of(
+    directory: Path, flops: Mapping[str, float], *, trusted: Collection[str] | None = None
+) -> Iterator[Loopback]:
+    """Run an orchestrator with a small model and a worker for each of `flops`; all trusted if not said."""
+    made = Loopback(directory)
+    try:
+        made.model = str(write_small_model(directory / "model"))
+        made.start_zygote()
+        made.start_orchestrator()
+        for node, power in flops.items():
+            is_trusted = trusted is None or node in trusted
+            made.start_worker(node, trusted=is_trusted, flops=power, memory_bytes=400_000)
+        made.measure()
+        made.wait(lambda: made.alive() == set(flops), what="all workers are enrolled and alive")
+        yield made
+    finally:
+        made.close()

@@ -6,7 +6,7 @@ import json
 import threading
 
 import pytest
-from loopback_orchestrator import Loopback, write_small_model
+from loopback_orchestrator import system_of
 
 from workers.models import generate
 from workers.models.loader import load
@@ -26,26 +26,12 @@ PROMPT = "The network measures "
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("loopback")
-    made = Loopback(directory)
-    try:
-        made.model = str(write_small_model(directory / "model"))
-        made.start_zygote()
-        made.start_orchestrator()
-        for node, flops in FLOPS.items():
-            made.start_worker(node, trusted=node in ("h1", "h2"), flops=flops, memory_bytes=400_000)
-        made.measure()
-        made.wait(
-            lambda: sum(item["alive"] for item in made.get("/api/v1/nodes")["items"]) == len(FLOPS),
-            what="all workers are enrolled and alive",
-        )
+    with system_of(tmp_path_factory.mktemp("loopback"), FLOPS, trusted=("h1", "h2")) as made:
         made.wait(
             lambda: made.get("/api/v1/network")["nodes"][0]["to_orchestrator"]["delay_s"]["value"],
             what="paths are measured",
         )
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture(scope="module")

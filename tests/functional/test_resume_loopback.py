@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
-from loopback_orchestrator import Loopback, write_small_model
+from loopback_orchestrator import system_of
 
 FLOPS = {"h1": 4e9, "h2": 4e9, "h3": 2e9}
 JOB = {
@@ -20,26 +20,12 @@ JOB = {
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("resume")
-    made = Loopback(directory)
-    try:
-        made.model = str(write_small_model(directory / "model"))
-        made.start_zygote()
-        made.start_orchestrator()
-        for node, flops in FLOPS.items():
-            made.start_worker(node, trusted=True, flops=flops, memory_bytes=400_000)
-        made.measure()
-        await_workers(made)
+    with system_of(tmp_path_factory.mktemp("resume"), FLOPS) as made:
         yield made
-    finally:
-        made.close()
 
 
 def await_workers(system):
-    system.wait(
-        lambda: sum(item["alive"] for item in system.get("/api/v1/nodes")["items"]) == len(FLOPS),
-        what="all workers are alive",
-    )
+    system.wait(lambda: system.alive() == set(FLOPS), what="all workers are alive")
 
 
 def kill_orchestrator(system):

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 import torch
-from loopback_orchestrator import Loopback, write_small_model
+from loopback_orchestrator import system_of
 
 from workers.models.loader import load
 
@@ -18,23 +18,8 @@ JOB = {"epochs": 3, "policy": "all", "seed": 11, "data_bytes": 60_000, "round_ti
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("training")
-    made = Loopback(directory)
-    try:
-        made.model = str(write_small_model(directory / "model"))
-        made.start_zygote()
-        made.start_orchestrator()
-        for node, flops in FLOPS.items():
-            made.start_worker(node, trusted=True, flops=flops, memory_bytes=400_000)
-        made.measure()
-        made.wait(lambda: alive(made) == set(FLOPS), what="all workers are alive")
+    with system_of(tmp_path_factory.mktemp("training"), FLOPS) as made:
         yield made
-    finally:
-        made.close()
-
-
-def alive(system):
-    return {item["node"] for item in system.get("/api/v1/nodes")["items"] if item["alive"]}
 
 
 def run(system, **values):
@@ -87,7 +72,7 @@ def test_a_killed_and_a_hung_worker_cost_their_own_part_and_who_comes_back_train
     os.kill(hung, signal.SIGSTOP)
     try:
         system.kill("h3")
-        system.wait(lambda: alive(system) == {"h1"}, what="one is found dead, the other silent")
+        system.wait(lambda: system.alive() == {"h1"}, what="one is found dead, the other silent")
         system.wait(
             lambda: system.get(address)["epochs"][-1]["contributed"] == ["h1"], what="epochs go on without"
         )
