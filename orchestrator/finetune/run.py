@@ -1,59 +1,48 @@
 """One fine-tuning job on live workers: carries out what the engine decides and tells it what happened.
 
 One thread owns the engine and everything that is not a request; requests to nodes and evaluations run in
-a pool and answer with events. Parameters of a version are never changed once made, so that requests in
-flight can keep sending them.
+a pool and answer with events.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from orchestrator import nodes as node_states
 from orchestrator.core.errors import CoreError
 from orchestrator.core.jsonable import to_json
-from orchestrator.errors import (
-    InvalidRequest,
-    OrchestratorError,
-    Unavailable,
-    WorkerError,
-    WorkerLost,
-)
+from orchestrator.errors import OrchestratorError, Unavailable
 from orchestrator.events import Progress
 from orchestrator.finetune import messages as m
 from orchestrator.finetune import snapshot as snapshots
-from orchestrator.finetune.calls import NodeCalls, Received, Traffic, weight_unit
-from orchestrator.finetune.data import Dealing, Split, split
+from orchestrator.finetune.calls import NodeCalls, Traffic
 from orchestrator.finetune.engine import Engine
 from orchestrator.finetune.intake import Intake
 from orchestrator.finetune.job_workload import job_workload
 from orchestrator.finetune.keeping import Keeper
-from orchestrator.finetune.outer import OuterOptimiser, OuterSettings
-from orchestrator.finetune.parameters import Parameters, WeightedSum
+from orchestrator.finetune.parameters import Parameters
+from orchestrator.finetune.preparing import Prepared, first_version, prepare
 from orchestrator.finetune.request import JobRequest
+from orchestrator.finetune.talking import Talking
+from orchestrator.finetune.versions import Versions
 from orchestrator.ports import (
     Checkpoint,
     Checkpoints,
     Clock,
     EventSink,
     Json,
-    Model,
     ModelStore,
     NodeEvent,
     Northbound,
     Store,
     WorkerPool,
 )
-from workers import lora
-from workers.lora import Lora
-from workers.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -107,34 +96,14 @@ class JobRun:
             newest=None if checkpoint is None else checkpoint.version,
         )
         self._checkpoint_due = False
-        training = self._request.training
-        self._outer = OuterOptimiser(
-            OuterSettings(
-                kind=training.outer_optimiser,
-                momentum=training.outer_momentum,
-                beta2=training.outer_beta2,
-                epsilon=training.outer_epsilon,
-            )
-        )
-        self._lora = Lora(rank=training.lora_rank, alpha=training.lora_alpha) if training.lora_rank else None
-        self._schedule = Schedule(
-            kind=training.schedule,
-            total_steps=self._request.epochs,
-            warmup_steps=round(training.warmup_ratio * self._request.epochs),
-            final_ratio=training.final_learning_rate_ratio,
-        )
+        self._versions = Versions(self._request.training, epochs=self._request.epochs)
         self._inbox: queue.Queue[m.Event] = queue.Queue()
         self._cancelled = threading.Event()
         self._ended = False
-        self._model: Model
-        self._split: Split
-        self._versions: dict[int, Parameters] = {}
-        self._base: Parameters = {}
-        self._held: dict[tuple[str, int], Received] = {}
-        self._held_lock = threading.Lock()
-        self._sums: dict[int, WeightedSum] = {}
         self._intake: Intake | None = None
+        self._prepared: Prepared
         self._calls: NodeCalls
+        self._talking: Talking | None = None
         self._traffic = Traffic(checkpoint.state["bytes"] if checkpoint else {})
 
     @property
@@ -174,59 +143,42 @@ class JobRun:
         """Read the model and cut the data; version 0 of the parameters exists afterwards."""
         request = self._request
         self._announce("preparing", f"reading model {request.model} and data {request.data}")
-        self._model = self._models.resolve(request.model, progress=Progress(self._events, self._job))
-        self._capacities = self._take_capacities()
-        tokens = self._models.tokens(
-            self._model, data=request.data, max_bytes=request.data_bytes, seed=self._seed
-        )
-        self._split = split(
-            tokens,
+        prepared = self._prepared = prepare(
+            request,
             nodes=self._nodes,
-            sequence=request.training.sequence_length,
-            held_out_ratio=request.held_out_ratio,
             seed=self._seed,
-            dealing=Dealing(
-                kind=request.partition, alpha=request.dirichlet_alpha, capacities=self._capacities
-            ),
+            models=self._models,
+            capacities=self._take_capacities(),
+            progress=Progress(self._events, self._job),
         )
-        self._data_digest = hashlib.sha256(tokens.tobytes()).hexdigest()
-        if self._lora is not None:
-            self._base = self._models.parameters(self._model)
         if self._checkpoint is None:
-            self._versions[0] = self._first_version()
+            self._versions.begin(0, first_version(prepared, models=self._models, seed=self._seed))
         else:
             self._go_on_from(self._checkpoint)
-        newest = self._versions[max(self._versions)]
-        self._intake = Intake(sum(array.nbytes for array in newest.values()))
+        self._intake = Intake(self._trained_bytes())
         self._calls = NodeCalls(
             job=self._job,
             pool=self._pool,
             clock=self._clock,
             seed=self._seed,
             nodes=self._nodes,
-            config=self._model.config,
+            config=prepared.model.config,
             training=request.training,
             epochs=request.epochs,
-            partitions=self._split.partitions,
+            partitions=prepared.split.partitions,
             timeout_s=request.round_timeout_s,
             traffic=self._traffic,
-            base=self._base,
+            base=prepared.base,
             digest=self._models.digest,
-            tokenizer_json=self._model.tokenizer_json if request.local_data else None,
+            tokenizer_json=prepared.model.tokenizer_json if request.local_data else None,
             intake=self._intake,
             known=self._resumes > 0,
         )
+        self._talking = Talking(job=self._job, calls=self._calls, executor=self._executor, put=self._put)
 
-    def _first_version(self) -> Parameters:
-        """Give what is trained as it is at the start: all parameters, or adapters that change nothing."""
-        if self._lora is None:
-            return self._models.parameters(self._model)
-        shapes = {name: array.shape for name, array in self._base.items()}
-        return lora.initial(shapes, self._lora, seed=self._seed)
-
-    def _whole(self, parameters: Parameters) -> Parameters:
-        """Give the parameters of the model that a version is."""
-        return parameters if self._lora is None else lora.merged(self._base, parameters, self._lora)
+    def _trained_bytes(self) -> int:
+        """Give the bytes of what a round exchanges: all parameters, or adapters."""
+        return sum(array.nbytes for array in self._versions.newest.values())
 
     def _take_capacities(self) -> dict[str, float | None]:
         """Give the nodes' compute as it was when the job began: data are dealt by it once."""
@@ -241,21 +193,10 @@ class JobRun:
         """Take up the state of an earlier process.
 
         Raises:
-            InvalidRequest: the data are no longer those that the job began with.
+            InvalidRequest: model or data are no longer those that the job began with.
         """
-        if checkpoint.state["data_digest"] != self._data_digest:
-            raise InvalidRequest(
-                f"the data {self._request.data} have changed since the job began, so that held-out and "
-                "trained text would mix; start a new job",
-                field="data",
-            )
-        if checkpoint.state["model"] != self._model.digest:
-            raise InvalidRequest(
-                f"model {self._request.model} is not the one that the job began with; start a new job",
-                field="model",
-            )
-        self._versions[checkpoint.version] = checkpoint.parameters
-        self._outer.restore(checkpoint.outer, checkpoint.parameters)
+        self._prepared.check(checkpoint, self._request)
+        self._versions.begin(checkpoint.version, checkpoint.parameters, checkpoint.outer)
         self._engine.restore(snapshots.from_json(checkpoint.state["engine"]))
 
     def _loop(self) -> None:
@@ -265,8 +206,12 @@ class JobRun:
         if self._cancelled.is_set():
             self._end("cancelled", "cancelled by the user")
             return
-        trained = sum(array.nbytes for array in self._versions[max(self._versions)].values())
-        workload = job_workload(self._request, self._model, self._split, trained_bytes=trained)
+        workload = job_workload(
+            self._request,
+            self._prepared.model,
+            self._prepared.split,
+            trained_bytes=self._trained_bytes(),
+        )
         self._carry_out(engine.handle(m.JobStarted(now_s=self._clock.monotonic_s(), workload=workload)))
         while not self._ended:
             self._carry_out(engine.handle(self._next_event()))
@@ -317,24 +262,26 @@ class JobRun:
             self._keeper.keep(self._make_checkpoint())
 
     def _carry_out_one(self, instruction: m.Instruction) -> None:
+        assert self._talking is not None
         match instruction:
-            case m.LoadNode():
-                self._ask(instruction.node, "load", self._load, instruction)
-            case m.StartRound():
-                self._ask(instruction.node, "round", self._round, instruction)
-            case m.SyncNode():
-                self._ask(instruction.node, "sync", self._sync, instruction)
+            case m.LoadNode(version=version):
+                self._talking.load(instruction, self._versions[version])
+            case m.StartRound(version=version):
+                self._talking.round(instruction, self._versions[version])
+            case m.SyncNode(version=version):
+                self._talking.sync(instruction, self._versions[version])
             case m.Accept(node=node, epoch=epoch, weight=weight):
                 self._add(node, epoch, weight)
             case m.Discard(node=node, epoch=epoch, reason=reason):
-                update = self._take(node, epoch)
+                update = self._talking.take(node, epoch)
                 if update is not None:
                     update.close()
                     log.info("job %s: update of %s in epoch %d discarded: %s", self._job, node, epoch, reason)
             case m.Aggregate():
-                self._aggregate(instruction)
+                self._versions.aggregate(instruction)
+                self._put(m.Aggregated, version=instruction.new_version)
             case m.Evaluate(version=version):
-                self._forget_before(version)
+                self._versions.forget_before(version)
                 self._evaluator.submit(self._evaluate, version, self._versions[version])
             case m.TakeMetrics(epoch=epoch):
                 self._take_metrics(epoch)
@@ -356,98 +303,18 @@ class JobRun:
             case _:
                 raise TypeError(f"the driver does not know the instruction {type(instruction).__name__}")
 
-    def _ask(self, node: str, request: str, action: Callable[[Any, Any], None], instruction: Any) -> None:
-        """Have `action` talk to the node in a thread of its own; what goes wrong becomes an event."""
-        parameters = self._versions[instruction.version]
-
-        def talk() -> None:
-            try:
-                action(instruction, parameters)
-            except WorkerLost as error:
-                self._put(m.NodeLost, node=node, reason=str(error))
-            except WorkerError as error:
-                self._put(m.RequestFailed, node=node, request=request, reason=str(error))
-            except Exception as error:
-                log.exception("job %s: %s of node %s failed", self._job, request, node)
-                reason = f"{type(error).__name__}: {error}"
-                self._put(m.RequestFailed, node=node, request=request, reason=reason)
-
-        self._executor.submit(talk)
-
     def _put(self, kind: type[m.Event], **values: Any) -> None:
         self._inbox.put(kind(now_s=self._clock.monotonic_s(), **values))
 
-    def _load(self, instruction: m.LoadNode, parameters: Parameters) -> None:
-        node, version = instruction.node, instruction.version
-        self._calls.load(node, version, parameters, data=instruction.data)
-        self._put(m.NodeLoaded, node=node, version=version)
-
-    def _round(self, instruction: m.StartRound, parameters: Parameters) -> None:
-        node, epoch = instruction.node, instruction.epoch
-        answer = self._calls.round(node, epoch, instruction.version, parameters)
-        if answer.update is None:
-            self._put(
-                m.UpdateArrived,
-                node=node,
-                epoch=epoch,
-                valid=False,
-                reason=answer.fault,
-                round_s=answer.round_s,
-            )
-            return
-        with self._held_lock:
-            earlier = self._held.pop((node, epoch), None)
-            self._held[node, epoch] = answer.update
-        if earlier is not None:  # the node was asked twice; what is held on to keeps its room
-            earlier.close()
-        report = answer.report
-        self._put(
-            m.UpdateArrived,
-            node=node,
-            epoch=epoch,
-            train_s=float(report["train_s"]),
-            round_s=answer.round_s,
-            real_s=float(report["real_s"]),
-            late_s=float(report["late_s"]),
-            samples=int(report["samples"]),
-            loss=float(report["loss"]),
-        )
-
-    def _sync(self, instruction: m.SyncNode, parameters: Parameters) -> None:
-        node, version = instruction.node, instruction.version
-        self._calls.sync(node, version, parameters)
-        self._put(m.NodeSynced, node=node, version=version)
-
     def _add(self, node: str, epoch: int, weight: float) -> None:
-        update = self._take(node, epoch)
+        assert self._talking is not None
+        update = self._talking.take(node, epoch)
         if update is None:
             return
-        if epoch not in self._sums:
-            unit = weight_unit(self._request.training)
-            self._sums[epoch] = WeightedSum(self._versions[max(self._versions)], unit=unit)
         try:
-            self._sums[epoch].add(update.tensors(), weight)
+            self._versions.add(epoch, update.tensors(), weight)
         finally:
             update.close()
-
-    def _take(self, node: str, epoch: int) -> Received | None:
-        with self._held_lock:
-            return self._held.pop((node, epoch), None)
-
-    def _aggregate(self, instruction: m.Aggregate) -> None:
-        total = self._sums.pop(instruction.epoch)
-        rate = instruction.outer_learning_rate
-        if self._request.training.synchronisation == "gradient":
-            rate *= self._schedule.factor(instruction.epoch)
-        self._versions[instruction.new_version] = self._outer.step(
-            self._versions[instruction.base_version], total, learning_rate=rate
-        )
-        self._put(m.Aggregated, version=instruction.new_version)
-
-    def _forget_before(self, version: int) -> None:
-        """Drop older versions: nobody starts from them, and requests in flight hold on to what they send."""
-        for old in [known for known in self._versions if known < version]:
-            del self._versions[old]
 
     def _make_checkpoint(self) -> Checkpoint:
         version = self._engine.version
@@ -457,21 +324,21 @@ class JobRun:
             state={
                 "engine": self._engine.snapshot(self._clock.monotonic_s()).to_json(),
                 "bytes": self._traffic.totals(),
-                "data_digest": self._data_digest,
+                "data_digest": self._prepared.data_digest,
                 "resumes": self._resumes,
-                "capacities": self._capacities,
-                "model": self._model.digest,
+                "capacities": dict(self._prepared.capacities),
+                "model": self._prepared.model.digest,
             },
             parameters=self._versions[version],
-            outer=self._outer.state(),
+            outer=self._versions.outer_state(),
         )
 
     def _evaluate(self, version: int, parameters: Parameters) -> None:
         try:
             loss = self._models.loss(
-                self._model,
-                self._whole(parameters),
-                self._split.held_out,
+                self._prepared.model,
+                self._prepared.whole(parameters),
+                self._prepared.split.held_out,
                 sequence=self._request.training.sequence_length,
             )
         except Exception as error:
@@ -490,19 +357,20 @@ class JobRun:
         self._put(m.MetricsTaken, epoch=epoch, nodes=states, network=self._northbound.network())
 
     def _finish(self, summary: m.Summary) -> None:
-        parameters = self._whole(self._versions[summary.final_version])
-        folder = self._models.save(self._model, parameters, job=self._job)
+        model, dealt = self._prepared.model, self._prepared.split
+        parameters = self._prepared.whole(self._versions[summary.final_version])
+        folder = self._models.save(model, parameters, job=self._job)
         self._release_nodes()
         self._end("completed", "all epochs are done and all nodes hold the final model", {
             **_json(summary),
             "model": f"job:{self._job}",
             "model_folder": str(folder),
             "digest": self._models.digest(parameters),
-            "held_out_tokens": len(self._split.held_out),
+            "held_out_tokens": len(dealt.held_out),
             "tokens_per_node": round(
-                sum(len(part) for part in self._split.partitions.values()) / len(self._nodes)
+                sum(len(part) for part in dealt.partitions.values()) / len(self._nodes)
             ),
-            "node_tokens": {node: len(part) for node, part in self._split.partitions.items()},
+            "node_tokens": {node: len(part) for node, part in dealt.partitions.items()},
             "node_local_tokens": self._calls.local_tokens(),
         })  # fmt: skip
 
@@ -514,10 +382,8 @@ class JobRun:
             list(executor.map(self._calls.end, [node for node in self._nodes if node in attached]))
 
     def _give_up_updates(self) -> None:
-        with self._held_lock:
-            held, self._held = self._held, {}
-        for update in held.values():
-            update.close()
+        if self._talking is not None:
+            self._talking.give_up()
         if self._intake is not None:
             self._intake.close()
 

@@ -8,7 +8,7 @@ from enum import Enum
 from math import isfinite
 
 from orchestrator.core.selection import Choice, RoundPlan
-from orchestrator.finetune.messages import EpochReport, MetricsTaken, UpdateArrived
+from orchestrator.finetune.messages import EpochReport, JobSpec, MetricsTaken, UpdateArrived
 
 ELIMINATED = "eliminated"
 UNSELECTED = "not selected"
@@ -112,6 +112,66 @@ class Round:
     closed_at_s: float = 0.0
     aggregated: bool = False
     metrics: MetricsTaken | None = None
+
+
+def _no_round() -> Round:
+    return Round(epoch=0, started_at_s=0.0, active=(), waiting=set())
+
+
+@dataclass(slots=True, kw_only=True)
+class JobState:
+    """A job as its engine and the parts of it see it.
+
+    `completed_at_s` is when the final loss was known; `elapsed_s` what had passed before it was resumed;
+    `measuring_since_s` when metrics were last asked for. `reports` and `losses` are kept by version.
+    """
+
+    spec: JobSpec
+    nodes: dict[str, Node]
+    phase: Phase = Phase.NEW
+    round: Round = field(default_factory=_no_round)
+    version: int = 0
+    losses: dict[int, float] = field(default_factory=dict)
+    reports: dict[int, EpochReport] = field(default_factory=dict)
+    started_at_s: float = 0.0
+    elapsed_s: float = 0.0
+    completed_at_s: float | None = None
+    measuring_since_s: float = 0.0
+
+    @property
+    def ended(self) -> bool:
+        """Say whether the job is over."""
+        return self.phase is Phase.ENDED
+
+    @property
+    def settling(self) -> bool:
+        """Say whether all epochs are done and nodes are brought to the last version."""
+        return self.phase is Phase.SETTLING
+
+    def free(self) -> list[Node]:
+        """List those that take part and could begin a round now."""
+        return [node for node in self.nodes.values() if node.out is None and node.is_free]
+
+    def busy(self) -> list[Node]:
+        """List those that take part and are at something."""
+        return [node for node in self.nodes.values() if node.out is None and node.is_busy]
+
+    def took_part(self) -> list[str]:
+        """List those of the round that contributed or were not waited for, and can go on.
+
+        Who was lost has left anyway.
+        """
+        current, late = self.round, frozenset(self.round.late)
+        return [
+            name
+            for name in current.active
+            if (name in current.updates and self.nodes[name].health is Health.READY)
+            or (name in late and (self.nodes[name].is_free or self.nodes[name].is_busy))
+        ]
+
+    def list_absent(self) -> str:
+        """Say of each node why it is not there."""
+        return "; ".join(f"{node.name} {node.out or node.health.value}" for node in self.nodes.values())
 
 
 def epoch_report(epoch: Round, version: int, choice: Choice, now_s: float, loss: float | None) -> EpochReport:

@@ -84,7 +84,7 @@ def test_a_round_may_close_at_its_deadline_but_not_without_any_answer() -> None:
     options = PolicyOptions(deadline=DeadlineOptions(share=0.6, over_select=1.0, deadline_s=20.0))
     engine = job(policy="deadline", options=options)
     begin(engine)
-    asked = engine._round.active
+    asked = engine._job.round.active
     assert only(m.Aggregate, feed(engine, m.Tick(now_s=25.0))) == []
     instructions = feed(engine, update(asked[0], 0, 26.0))
     assert only(m.Aggregate, instructions) != []
@@ -96,7 +96,7 @@ def test_the_engine_says_when_time_alone_could_close_the_round() -> None:
     engine = job(policy="deadline", options=options)
     begin(engine)
     assert engine.wakes_at_s is None
-    feed(engine, update(engine._round.active[0], 0, 5.0))
+    feed(engine, update(engine._job.round.active[0], 0, 5.0))
     assert engine.wakes_at_s == 20.0
     assert only(m.Aggregate, feed(engine, m.Tick(now_s=20.0))) != []
 
@@ -171,7 +171,7 @@ def test_an_eliminated_node_whose_path_recovers_trains_again() -> None:
     feed(engine, *(m.NodeLoaded(now_s=1.0, node=node, version=0) for node in everybody))
     back: list[str] = []
     for epoch in range(4):
-        contribute(engine, engine._round.active, now_s=10.0 * (epoch + 1))
+        contribute(engine, engine._job.round.active, now_s=10.0 * (epoch + 1))
         version, now_s = engine.version + 1, 10.0 * (epoch + 1) + 1
         taken = metrics(epoch, now_s, everybody)
         if epoch >= 1:  # h7's path and device are now as good as those of h1

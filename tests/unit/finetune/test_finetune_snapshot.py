@@ -65,7 +65,7 @@ def test_a_loss_that_was_not_known_yet_is_measured_again_and_reported_with_its_e
     contribute(engine, NODES)
     closing = close(engine)  # the loss is the last event of these: take it away again
     report = only(m.ReportEpoch, closing)[0].report
-    engine._losses.pop(1)
+    engine._job.losses.pop(1)
     again = resumed(engine)
     assert only(m.Evaluate, restart(again)) == [m.Evaluate(version=1)]
     told = again.handle(m.Evaluated(now_s=103.0, version=1, loss=1.5))
