@@ -27,8 +27,8 @@ import psutil
 import torch
 
 from workers import config as configuration
+from workers import connections, link, tls
 from workers import identity as identities
-from workers import link, tls
 from workers.config import WorkerConfig
 from workers.device import DeviceProfile, Pacer
 from workers.errors import (
@@ -188,7 +188,7 @@ class Agent:
             self._identity = self._patiently(self._obtain_identity)
             if self._identity is None:
                 return
-            server = link.serve(
+            server = connections.serve(
                 listening,
                 self._identity.server_context(),
                 handler=self._on_peer_frame,
@@ -261,7 +261,7 @@ class Agent:
 
     def _open(self, name: str, session: str) -> tuple[link.Channel, float]:
         assert self._identity is not None
-        channel = link.connect(
+        channel = connections.connect(
             *self._config.orchestrator,
             context=self._identity.client_context(),
             expected_name=tls.ORCHESTRATOR,
@@ -357,7 +357,7 @@ class Agent:
         """Open a channel to another node; raises ConnectFailed or IdentityMismatch."""
         if self._identity is None:
             raise ConnectFailed(f"{node} at {address}:{port}: this worker has no certificate yet")
-        return link.connect(
+        return connections.connect(
             address,
             port,
             context=self._identity.client_context(),

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from workers import link, tls
+from workers import connections, tls
 from workers.errors import ConfigError, EnrolmentError, RemoteError
 
 logger = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ def _ask(
     name: str | None,
     timeout_s: float,
 ) -> dict[str, Any]:
-    channel = link.connect(address, port, context=context, expected_name=name, timeout_s=timeout_s)
+    channel = connections.connect(address, port, context=context, expected_name=name, timeout_s=timeout_s)
     with closing(channel):
         try:
             return dict(channel.request(kind, fields, timeout_s=timeout_s).fields)

@@ -1,46 +1,28 @@
-"""Frames on a stream socket: docs/wire_protocol.md, version 1.
+"""Frames and their headers: docs/wire_protocol.md, version 1. Pure: bytes in, values out, and back.
 
 A frame is a fixed prefix, a msgpack header and the raw bytes of its tensors. Everything that a peer claims
-is checked before memory is allocated for it. The module loads without torch: tensors are numpy arrays.
-
-The socket may be plain or TLS; it is used non-blocking, because a TLS object must not be entered by two
-threads at once, and one thread reads while others write. Every call into it is short and under one lock;
-waiting is done outside the lock.
+is checked here before memory is allocated for it. The module loads without torch: tensors are numpy arrays.
+`frame_socket` moves frames over connections.
 """
 
 from __future__ import annotations
 
 import math
-import select
-import socket
-import ssl
 import struct
-import sys
-import threading
-import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import msgpack
 import numpy as np
 
-from workers.errors import EndOfStream, WireError
-from workers.pace import Pace, Receipt, pace_of, round_trip_s
+from workers.errors import WireError
+from workers.pace import Receipt
 
 MAGIC = b"UT"
 VERSION = 1
 PREFIX = struct.Struct(">2sBBIQ")
 BLOCK_BYTES = 1 << 20
-WRITE_BLOCK_BYTES = 1 << 18
-READS_AT_ONCE = 8
-"""A TLS object gives one record at a time, 16 KB at most; so many are read before others may enter it."""
-KEPT_BODY_BYTES = 1 << 20
-BODIES_KEPT = 2
-HELD_UP_RATIO = 0.1
-"""A body whose sink took more than this share of the time to read it says nothing of the path."""
-_UNREFERENCED = 2  # the list and the call that counts
 MAX_HEADER_BYTES = 16 << 20
 DEFAULT_MAX_BODY_BYTES = 1 << 30
 MAX_TENSORS = 4096
@@ -48,8 +30,6 @@ MAX_DIMENSIONS = 8
 MAX_NAME_CHARACTERS = 256
 MAX_LIST_ITEMS = 1 << 17
 MAX_NUMBER = 2**63 - 1
-STALL_TIMEOUT_S = 60.0
-"""How long a peer may stand still in the middle of a frame."""
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "f32": np.dtype("<f4"),
@@ -270,272 +250,3 @@ def _checked_spec(item: object, *, max_body_bytes: int) -> TensorSpec:
     if math.prod(max(dimension, 1) for dimension in shape) * dtype.itemsize > max(max_body_bytes, 8):
         raise WireError(f"tensor {name!r}: larger than the {max_body_bytes} bytes of this connection")
     return TensorSpec(name=name, dtype=dtype, shape=tuple(shape))
-
-
-class FrameSocket:
-    """Sends and receives frames on a connected stream socket, plain or TLS.
-
-    Several threads may send, frames never mix; one thread at a time receives. `max_body_bytes` and
-    `max_header_bytes` may be changed between frames, as when a peer has shown who it is.
-    """
-
-    def __init__(
-        self,
-        sock: socket.socket,
-        max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
-        *,
-        max_header_bytes: int = MAX_HEADER_BYTES,
-        stall_timeout_s: float = STALL_TIMEOUT_S,
-    ) -> None:
-        sock.setblocking(False)
-        self.max_body_bytes = max_body_bytes
-        self.max_header_bytes = max_header_bytes
-        self.bytes_sent = 0
-        self.bytes_received = 0
-        self._sock = sock
-        self._stall_timeout_s = stall_timeout_s
-        self._closing = False
-        self._broken = False
-        self._bodies = _Bodies()
-        # SSLSocket.recv_into does the same with two more calls on the way, for each record of 16 KB.
-        self._receive_into: Callable[[memoryview, int], int] = sock.recv_into
-        if isinstance(sock, ssl.SSLSocket):
-            secured = sock
-            # With a buffer it answers a count, whatever the stubs say.
-            self._receive_into = lambda view, size: cast(int, secured.read(size, view))
-        self._socket_lock = threading.Lock()
-        self._write_lock = threading.Lock()
-        self._read_lock = threading.Lock()
-
-    @property
-    def broken(self) -> bool:
-        """Tell whether a frame was cut off in sending, after which nothing can be sent."""
-        return self._broken
-
-    def send(self, frame: Frame, *, timeout_s: float | None = None) -> None:
-        """Send one frame.
-
-        Raises:
-            TimeoutError: other frames kept the socket for `timeout_s`; nothing was sent.
-            EndOfStream: the connection is closed.
-            WireError: the frame cannot be put on the wire, or the peer took it too slowly. In the second
-                case the stream is broken and the socket is shut down.
-        """
-        buffers = encode(frame)
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        if not self._write_lock.acquire(timeout=-1 if timeout_s is None else max(timeout_s, 0.0)):
-            raise TimeoutError(f"frame {frame.kind!r}: other frames kept the connection for {timeout_s:g} s")
-        try:
-            if self._broken:
-                raise EndOfStream("the connection broke in the middle of an earlier frame")
-            for block in _blocks(buffers):
-                self._write(block, deadline_s)
-        except BaseException:
-            self._broken = True
-            self.shutdown()
-            raise
-        finally:
-            self._write_lock.release()
-
-    def receive(self, sink_of: Callable[[Header], BodySink | None] | None = None) -> Frame:
-        """Wait for the next frame, however long it takes to begin.
-
-        Where `sink_of` gives a sink, the body goes there, and the frame returned has no tensors.
-
-        Raises:
-            EndOfStream: the peer closed the connection between frames, or it was lost.
-            WireError: the peer broke a rule, or stood still in the middle of a frame.
-        """
-        with self._read_lock:
-            prefix = bytearray(PREFIX.size)
-            self._read(memoryview(prefix), first=True)
-            header_len, body_len = decode_prefix(
-                prefix, max_header_bytes=self.max_header_bytes, max_body_bytes=self.max_body_bytes
-            )
-            packed = bytearray(header_len)
-            self._read(memoryview(packed))
-            header = decode_header(packed, body_len=body_len, max_body_bytes=self.max_body_bytes)
-            pace = pace_of(body_len)
-            sink = sink_of(header) if sink_of is not None and header.tensors else None
-            tensors: dict[str, Tensor] = {}
-            if sink is None:
-                tensors = self._read_tensors(header.tensors, body_len, pace)
-            elif not self._read_into(sink, header, body_len, pace):
-                pace = None
-            receipt = pace.receipt(time.monotonic(), round_trip_s(self._sock)) if pace is not None else None
-        return Frame(
-            header.kind,
-            fields=header.fields,
-            tensors=tensors,
-            id=header.id,
-            reply_to=header.reply_to,
-            receipt=receipt,
-        )
-
-    def shutdown(self) -> None:
-        """End the connection: whoever sends or receives on it stops with EndOfStream."""
-        self._closing = True
-        # The base class's method: SSLSocket.shutdown would drop the TLS object under the other threads.
-        with suppress(OSError):
-            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """End the connection and free the socket; waits for threads that are inside to leave."""
-        self.shutdown()
-        with self._write_lock, self._read_lock, self._socket_lock:
-            self._sock.close()
-
-    def _read_into(self, sink: BodySink, header: Header, body_len: int, pace: Pace | None) -> bool:
-        """Have `sink` take the body; tells whether its pace was the path's, not the sink's own."""
-        read, reading_s, started_s = 0, 0.0, time.monotonic()
-        pieces = iter(sink(header))
-        try:
-            for piece in pieces:
-                if read + len(piece) > body_len:
-                    raise ValueError(f"a sink wants {read + len(piece)} bytes or more of {body_len}")
-                began_s = time.monotonic()
-                self._read(piece, pace=pace)
-                reading_s += time.monotonic() - began_s
-                read += len(piece)
-            if read != body_len:
-                raise ValueError(f"a sink took {read} of {body_len} bytes")
-        finally:
-            if isinstance(pieces, Generator):
-                pieces.close()
-        return time.monotonic() - started_s - reading_s <= HELD_UP_RATIO * reading_s
-
-    def _read_tensors(
-        self, specs: tuple[TensorSpec, ...], body_len: int, pace: Pace | None
-    ) -> dict[str, Tensor]:
-        """Read a body; a large one whose tensors all have items of one size comes in one piece."""
-        one_size = len({spec.dtype.itemsize for spec in specs}) == 1
-        if body_len < KEPT_BODY_BYTES or not one_size:
-            return {spec.name: self._read_tensor(spec, pace) for spec in specs}
-        body = self._bodies.get(body_len)
-        tensors, start = {}, 0
-        for spec in specs:
-            part = body[start : start + spec.size_bytes]
-            tensors[spec.name] = part.view(spec.dtype).reshape(spec.shape)
-            start += spec.size_bytes
-        self._read(body.data, pace=pace)
-        return tensors
-
-    def _read_tensor(self, spec: TensorSpec, pace: Pace | None) -> Tensor:
-        tensor = _allocate(spec.shape, spec.dtype, what=f"tensor {spec.name!r}")
-        if tensor.size:
-            self._read(tensor.reshape(-1).view(np.uint8).data, pace=pace)
-        return tensor
-
-    def _read(self, view: memoryview, *, first: bool = False, pace: Pace | None = None) -> None:
-        """Fill `view`; `first`: it is the start of a frame, so waiting and an ending are no faults."""
-        filled, size = 0, len(view)
-        while filled < size:
-            count = 1
-            try:
-                with self._socket_lock:
-                    for _ in range(READS_AT_ONCE):
-                        count = self._receive_into(view[filled:], min(size - filled, BLOCK_BYTES))
-                        filled += count
-                        self.bytes_received += count
-                        if pace is not None:
-                            pace.add(count, time.monotonic())
-                        if count == 0 or filled == size:
-                            break
-            except (ssl.SSLWantReadError, BlockingIOError):
-                self._wait(select.POLLIN, None if first and filled == 0 else self._stall_timeout_s)
-                continue
-            except ssl.SSLWantWriteError:
-                self._wait(select.POLLOUT, self._stall_timeout_s)
-                continue
-            except (OSError, ValueError) as error:
-                raise EndOfStream(self._ending(error)) from error
-            if count == 0:
-                if (first and filled == 0) or self._closing:
-                    raise EndOfStream(self._ending(None))
-                raise WireError("the connection ended in the middle of a frame")
-
-    def _write(self, view: memoryview, deadline_s: float | None) -> None:
-        while len(view):
-            try:
-                with self._socket_lock:
-                    count = self._sock.send(view)
-            except (ssl.SSLWantWriteError, BlockingIOError):
-                self._wait(select.POLLOUT, self._patience_s(deadline_s))
-                continue
-            except ssl.SSLWantReadError:
-                self._wait(select.POLLIN, self._patience_s(deadline_s))
-                continue
-            except (OSError, ValueError) as error:
-                raise EndOfStream(self._ending(error)) from error
-            self.bytes_sent += count
-            view = view[count:]
-
-    def _patience_s(self, deadline_s: float | None) -> float:
-        if deadline_s is None:
-            return self._stall_timeout_s
-        return min(self._stall_timeout_s, max(deadline_s - time.monotonic(), 0.0))
-
-    def _wait(self, event: int, timeout_s: float | None) -> None:
-        poller = select.poll()
-        try:
-            poller.register(self._sock, event)
-        except ValueError as error:  # the file descriptor is gone
-            raise EndOfStream(self._ending(error)) from error
-        if not poller.poll(None if timeout_s is None else math.ceil(timeout_s * 1000)):
-            raise WireError(f"the peer stood still in the middle of a frame for {timeout_s:.1f} s")
-
-    def _ending(self, error: Exception | None) -> str:
-        if self._closing:
-            return "the connection was closed on this side"
-        return f"the connection was lost: {error}" if error else "the peer closed the connection"
-
-
-class _Bodies:
-    """Memory for large bodies: from the third of one size on, what nobody holds any more is used again.
-
-    Fresh memory costs as much as receiving into it, since the kernel clears it first.
-    """
-
-    def __init__(self) -> None:
-        self._last_size = -1
-        self._kept: list[Tensor] = []
-
-    def get(self, size_bytes: int) -> Tensor:
-        """Give writable memory that nothing else refers to."""
-        repeated, self._last_size = size_bytes == self._last_size, size_bytes
-        if not repeated:
-            self._kept.clear()
-        for index in range(len(self._kept)):
-            if sys.getrefcount(self._kept[index]) == _UNREFERENCED:
-                return self._kept[index]
-        body = _allocate((size_bytes,), np.dtype(np.uint8), what="body")
-        if repeated and len(self._kept) < BODIES_KEPT:
-            self._kept.append(body)
-        return body
-
-
-def _allocate(shape: tuple[int, ...], dtype: np.dtype[Any], *, what: str) -> Tensor:
-    try:
-        return np.empty(shape, dtype=dtype)
-    except MemoryError as error:
-        size_bytes = math.prod(shape) * dtype.itemsize
-        raise WireError(f"{what}: no memory for its {size_bytes} bytes") from error
-
-
-def _blocks(buffers: list[memoryview]) -> Iterator[memoryview]:
-    """Join small buffers and cut large ones, so that each write is worth its call and none is too long."""
-    small = bytearray()
-    for buffer in buffers:
-        if len(buffer) <= WRITE_BLOCK_BYTES // 16:
-            small += buffer
-            if len(small) < WRITE_BLOCK_BYTES:
-                continue
-            buffer = memoryview(bytes(small))
-            small.clear()
-        elif small:
-            yield memoryview(bytes(small))
-            small.clear()
-        for start in range(0, len(buffer), WRITE_BLOCK_BYTES):
-            yield buffer[start : start + WRITE_BLOCK_BYTES]
-    if small:
-        yield memoryview(bytes(small))

@@ -27,7 +27,7 @@ from orchestrator.errors import (
     WorkerTimeout,
 )
 from orchestrator.ports import Answer, ChannelName, Clock, Json, NodeEvent, NodeRecord, Tensors
-from workers import link
+from workers import connections, link
 from workers.errors import ChannelClosed, RemoteError, RequestRefused, RequestTimeout, WireError
 from workers.wire import BodySink, Frame, Header
 
@@ -131,13 +131,13 @@ class LiveWorkerPool:
         self._listeners: list[Callable[[NodeEvent], None]] = []
         self._notified: dict[str, list[Callable[[str, Json], None]]] = defaultdict(list)
         self._serials: dict[str, int] = {}
-        self._server: link.Server | None = None
+        self._server: connections.Server | None = None
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watch-workers", daemon=True)
 
     def start(self, listening_socket: socket.socket) -> None:
         """Serve workers on a socket that listens already."""
-        self._server = link.serve(
+        self._server = connections.serve(
             listening_socket,
             self._authority.server_context(self._note_serial),
             handler=self._handle,

@@ -14,7 +14,7 @@ from orchestrator.adapters.certificates import Authority
 from orchestrator.adapters.worker_pool import LiveWorkerPool
 from orchestrator.clock import SystemClock
 from orchestrator.ports import Answer
-from workers import identity, link
+from workers import connections, identity, link
 from workers.errors import RequestRefused
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "api"))
@@ -50,7 +50,7 @@ class LinkWorker:
 
     def attach(self, *, profile=PROFILE):
         for name in ("control", "bulk"):
-            self.channels[name] = link.connect(
+            self.channels[name] = connections.connect(
                 "127.0.0.1",
                 self.port,
                 context=self.identity.client_context(),

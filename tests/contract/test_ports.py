@@ -11,7 +11,7 @@ from orchestrator_worlds import PROFILE, Heard, LinkWorker, LiveWorld, MemorySto
 from orchestrator.adapters.store import SqlStore
 from orchestrator.errors import NotFound, WorkerLost, WorkerRefused, WorkerTimeout
 from orchestrator.ports import Record
-from workers import link, tls
+from workers import connections, tls
 from workers.errors import ChannelClosed, RemoteError
 
 
@@ -217,7 +217,7 @@ def test_a_profile_that_makes_no_sense_is_refused(live, profile):
 
 def test_a_notification_before_attach_closes_the_connection_that_it_came_on(live):
     live.join("h1")
-    channel = link.connect(
+    channel = connections.connect(
         "127.0.0.1",
         live.port,
         context=live.workers["h1"].identity.client_context(),
@@ -229,7 +229,7 @@ def test_a_notification_before_attach_closes_the_connection_that_it_came_on(live
 
 
 def test_without_a_certificate_nothing_but_enrolment_is_served(live):
-    channel = link.connect(
+    channel = connections.connect(
         "127.0.0.1", live.port, context=tls.client_context(ca_path=None), expected_name=None
     )
     assert "BEGIN CERTIFICATE" in channel.request("ca", timeout_s=5).fields["ca_pem"]

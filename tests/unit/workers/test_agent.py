@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from worker_loopback import LoopbackOrchestrator, TestAuthority, listen, wait_until
 
-from workers import link, tls
+from workers import connections, link, tls
 from workers.agent import Agent, Outbox, make_profile
 from workers.config import WorkerConfig
 from workers.device import Pacer
@@ -310,7 +310,9 @@ def test_a_node_does_not_take_commands_of_another_node(
     orchestrator.wait_for("h1")
     context = orchestrator.authority.identity("h2").client_context()
     for kind in ("train.load", "shard.prepare", "generate", "activation"):
-        with closing(link.connect(*worker.config.listen, context=context, expected_name="h1")) as channel:
+        with closing(
+            connections.connect(*worker.config.listen, context=context, expected_name="h1")
+        ) as channel:
             with pytest.raises(LinkError):
                 channel.request(kind, timeout_s=5)
             assert channel.wait_closed(5)
@@ -325,7 +327,7 @@ def test_a_peer_that_breaks_the_protocol_or_is_not_on_the_route_does_not_disturb
 
     def dial(name: str) -> link.Channel:
         context = orchestrator.authority.identity(name).client_context()
-        return link.connect(*worker.config.listen, context=context, expected_name="h1")
+        return connections.connect(*worker.config.listen, context=context, expected_name="h1")
 
     with closing(dial("h2")) as good, closing(dial("h3")) as bad, closing(dial("h9")) as stray:
         stray.notify("activation")
@@ -343,7 +345,7 @@ def test_a_peer_without_certificate_is_not_let_in(
     orchestrator.wait_for("h1")
     context = tls.client_context(ca_path=orchestrator.authority.ca_path)
     with (
-        closing(link.connect(*worker.config.listen, context=context, expected_name="h1")) as channel,
+        closing(connections.connect(*worker.config.listen, context=context, expected_name="h1")) as channel,
         pytest.raises(LinkError),
     ):
         channel.request("activation", timeout_s=5)

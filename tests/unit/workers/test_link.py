@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from worker_loopback import TestAuthority, listen, wait_until
 
-from workers import link, tls
+from workers import connections, link, tls
 from workers.errors import (
     ChannelClosed,
     ConnectFailed,
@@ -39,7 +39,7 @@ class Orchestrator:
         self.release = threading.Event()
         self.seen: list[Frame] = []
         self.closed: list[tuple[str | None, str]] = []
-        self.server = link.serve(
+        self.server = connections.serve(
             listen(),
             authority.orchestrator_context(),
             handler=self.handle,
@@ -82,7 +82,7 @@ def orchestrator(authority: TestAuthority) -> Iterator[Orchestrator]:
 
 
 def connect(authority: TestAuthority, port: int, name: str = "h1", **options: object) -> link.Channel:
-    return link.connect(
+    return connections.connect(
         "127.0.0.1",
         port,
         context=authority.identity(name).client_context(),
@@ -259,7 +259,9 @@ def test_a_worker_without_certificate_gets_small_frames_and_little_time(authorit
         context = tls.client_context(ca_path=authority.ca_path)
 
         def anonymous() -> link.Channel:
-            return link.connect("127.0.0.1", served.port, context=context, expected_name=tls.ORCHESTRATOR)
+            return connections.connect(
+                "127.0.0.1", served.port, context=context, expected_name=tls.ORCHESTRATOR
+            )
 
         with closing(anonymous()) as channel:
             assert channel.request("who").fields["name"] is None
@@ -295,14 +297,14 @@ def test_a_node_of_another_authority_gets_no_connection(
         ca_path=authority.ca_path, certificate_path=stranger.certificate_path, key_path=stranger.key_path
     )
     with pytest.raises(LinkError):  # TLS 1.3: the client learns of it with its first read
-        link.connect("127.0.0.1", orchestrator.port, context=context, expected_name=tls.ORCHESTRATOR).request(
-            "echo", timeout_s=5
-        )
+        connections.connect(
+            "127.0.0.1", orchestrator.port, context=context, expected_name=tls.ORCHESTRATOR
+        ).request("echo", timeout_s=5)
     assert orchestrator.server.channels == ()
 
 
 def test_a_node_cannot_pose_as_the_orchestrator(authority: TestAuthority) -> None:
-    server = link.serve(
+    server = connections.serve(
         listen(), authority.identity("h2").server_context(), handler=lambda _channel, _frame: None
     )
     with closing(server), pytest.raises(IdentityMismatch, match="names 'h2'"):

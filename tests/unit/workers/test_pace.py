@@ -7,8 +7,9 @@ import time
 import numpy as np
 import pytest
 
+from workers.frame_socket import FrameSocket
 from workers.pace import MIN_BODY_BYTES, Pace, Receipt, pace_of, read_receipt, round_trip_s
-from workers.wire import Frame, FrameSocket, encode
+from workers.wire import Frame, encode
 
 MB = 1_000_000
 

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from worker_loopback import wait_until
 
-from workers import wire
+from workers import frame_socket, wire
 from workers.errors import EndOfStream, WireError
-from workers.wire import Frame, FrameSocket
+from workers.frame_socket import FrameSocket
+from workers.wire import Frame
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ def test_closing_wakes_a_thread_that_receives(pair: tuple[FrameSocket, FrameSock
 
 
 def test_the_wire_loads_without_torch() -> None:
-    code = "import sys, workers.wire, workers.link, workers.device; sys.exit('torch' in sys.modules)"
+    code = "import sys, workers.wire, workers.connections, workers.device; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
@@ -213,4 +214,4 @@ def test_memory_of_large_bodies_is_used_again_only_when_free(
             del frame
             for number, earlier in enumerate(held, start=value + 1 - len(held)):
                 assert all((tensor == number).all() for tensor in earlier.tensors.values())
-    assert len(right._bodies._kept) == wire.BODIES_KEPT
+    assert len(right._bodies._kept) == frame_socket.BODIES_KEPT

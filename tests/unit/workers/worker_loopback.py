@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from workers import link, tls
+from workers import connections, link, tls
 from workers.errors import RequestRefused
 from workers.identity import Identity
 from workers.wire import Frame
@@ -127,14 +127,14 @@ class LoopbackOrchestrator:
         self.channels: dict[tuple[str, str], link.Channel] = {}
         self.attached: list[tuple[str, dict[str, Any]]] = []
         self.notified: list[tuple[str, str, dict[str, Any]]] = []
-        self.server: link.Server | None = None
+        self.server: connections.Server | None = None
         self.port = 0
         self.open()
 
     def open(self) -> None:
         """Listen, on the same port as before if there was one."""
         sock = socket.create_server(("127.0.0.1", self.port))
-        self.server = link.serve(sock, self.authority.orchestrator_context(), handler=self._handle)
+        self.server = connections.serve(sock, self.authority.orchestrator_context(), handler=self._handle)
         self.port = self.server.port
 
     def close(self) -> None:
