@@ -50,7 +50,7 @@ def main() -> int:
         print("nothing was measured: " + "; ".join(failed), file=sys.stderr)
         return 1
     targets = figures.targets(rows)
-    _show(figures.summary(rows), targets, failed)
+    _show(figures.summary(rows), targets, figures.references(rows), failed)
     return 0
 
 
@@ -95,9 +95,14 @@ def _plans(group: str, options: argparse.Namespace, folder: Path, failed: list[s
     python = environments.python_of(peer, options.cache, make=False) if peer in options.peers else None
     if python is None:
         failed.append(f"{peer} is not installed or was not asked for")
-        return [*own, floor] if group == "light" else []
-    if peer == "ray":
-        return [*own, floor, arms.ray(python, workers=workers, quick=quick)]
+    if group == "light":
+        stars = [
+            arms.star(workers=workers, quick=quick, certificates=c) for c in (None, _certificates(folder))
+        ]
+        rays = [arms.ray(python, workers=workers, quick=quick)] if python is not None else []
+        return [*own, *stars, floor, *rays]
+    if python is None:
+        return []
     room = (psutil.virtual_memory().available - _SPARE_BYTES) // _FLOWER_CLIENT_BYTES
     clients, note = workers, None
     if room < workers:
@@ -145,7 +150,12 @@ def _measure(
     return rows
 
 
-def _show(lines: list[dict[str, Any]], targets: list[envelope.Target], failed: list[str]) -> None:
+def _show(
+    lines: list[dict[str, Any]],
+    targets: list[envelope.Target],
+    references: dict[str, float | None],
+    failed: list[str],
+) -> None:
     table = Table(title="one round: medians")
     for title in (
         "group",
@@ -173,6 +183,8 @@ def _show(lines: list[dict[str, Any]], targets: list[envelope.Target], failed: l
         value = "not measured" if target.value is None else f"{target.value:.3f}"
         verdict = "met" if target.met else "NOT met"
         console.print(f"{target.name}: {value} {target.op} {target.limit} {verdict}", highlight=False)
+    for name, ratio in references.items():
+        console.print(f"{name}: {'not measured' if ratio is None else f'{ratio:.3f}'}", highlight=False)
     for reason in failed:
         console.print(f"left out: {reason}", highlight=False)
 
@@ -193,6 +205,7 @@ def _result(
         },
         "rows": rows,
         "summary": figures.summary(rows),
+        "references": figures.references(rows),
         "targets": [target.to_json() for target in targets],
     }
 

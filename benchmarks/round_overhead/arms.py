@@ -50,6 +50,14 @@ def gloo(*, workers: int, quick: bool) -> Plan:
     return Plan(name="gloo", workers=workers, command=command, warm_up=2)
 
 
+def star(*, workers: int, quick: bool, certificates: Path | None) -> Plan:
+    """Plan the floor of any server in the middle: its bytes without a sum, with TLS if `certificates`."""
+    command = (sys.executable, str(_PEERS / "star.py"), str(workers), str(model.size_bytes(quick=quick)))
+    extra = (str(certificates),) if certificates is not None else ()
+    name = "star tls" if certificates is not None else "star plain"
+    return Plan(name=name, workers=workers, command=(*command, *extra), warm_up=2, note="no sum, no checks")
+
+
 def ray(python: Path, *, workers: int, quick: bool) -> Plan:
     """Plan raw Ray actors."""
     command = (str(python), str(_PEERS / "ray_actors.py"), str(workers), _parameters(quick=quick))

@@ -45,6 +45,16 @@ def targets(rows: list[Row]) -> list[Target]:
     ]
 
 
+def references(rows: list[Row]) -> dict[str, float | None]:
+    """Say what part of a ratio is the transport's, by stars that only move the bytes."""
+    return {
+        "star_plain_over_gloo": _ratio(rows, "star plain", "gloo"),
+        "star_tls_over_gloo": _ratio(rows, "star tls", "gloo"),
+        "plain_over_star_plain": _ratio(rows, "ours plain", "star plain"),
+        "tls_over_star_tls": _ratio(rows, "ours tls", "star tls"),
+    }
+
+
 def _ratio(rows: list[Row], arm: str, against: str) -> float | None:
     """Give the ratio of medians over the groups in which both arms took turns with as many workers."""
     ratios = []

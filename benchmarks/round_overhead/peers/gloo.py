@@ -28,7 +28,8 @@ def main() -> None:
             reader, writer = os.pipe()
             pid = os.fork()
             if pid == 0:
-                os.close(writer)
+                for other in (writer, *(earlier for _, earlier in children)):
+                    os.close(other)  # or its owner would never see the end of its pipe
                 _follow(rank, workers, parameters, folder, reader)
             os.close(reader)
             children.append((pid, writer))

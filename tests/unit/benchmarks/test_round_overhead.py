@@ -26,6 +26,13 @@ def test_a_ratio_is_of_medians_within_a_group() -> None:
     assert found["plain_over_gloo"] is None
 
 
+def test_a_reference_says_what_part_is_the_transports() -> None:
+    rows = [row("ours tls", 3.0), row("star tls", 2.0), row("gloo", 1.0)]
+    found = figures.references(rows)
+    assert (found["tls_over_star_tls"], found["star_tls_over_gloo"]) == (1.5, 2.0)
+    assert found["plain_over_star_plain"] is None
+
+
 def test_arms_with_other_numbers_of_workers_are_not_compared() -> None:
     rows = [row("ours tls", 1.0), row("flower tls", 10.0, workers=6)]
     assert {target.name: target.value for target in figures.targets(rows)}["tls_over_flower_tls"] is None
@@ -44,6 +51,6 @@ def test_a_quick_run_takes_turns_and_writes_its_file(tmp_path: Path) -> None:
     done = subprocess.run([*command, "--json", str(path)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     rows = json.loads(path.read_text())["rows"]
-    assert [row["arm"] for row in rows] == ["ours plain", "ours tls", "gloo"]
+    assert [row["arm"] for row in rows] == ["ours plain", "ours tls", "star plain", "star tls", "gloo"]
     round_bytes = 2 * 3 * model.size_bytes(quick=True)
-    assert all(round_bytes < row["lo_bytes"] < 1.2 * round_bytes for row in rows[:2])
+    assert all(round_bytes < row["lo_bytes"] < 1.2 * round_bytes for row in rows[:4])
