@@ -38,8 +38,8 @@ from workers.wire import (
 )
 
 WRITE_BLOCK_BYTES = 1 << 18
-READS_AT_ONCE = 8
-"""A TLS object gives one record at a time, 16 KB at most; so many are read before others may enter it."""
+RECORDS_AT_ONCE = 16
+"""A TLS object takes and gives one record at a time, 16 KB at most; so many go before others may enter it."""
 KEPT_BODY_BYTES = 1 << 20
 BODIES_KEPT = 2
 HELD_UP_RATIO = 0.1
@@ -210,7 +210,7 @@ class FrameSocket:
             count = 1
             try:
                 with self._socket_lock:
-                    for _ in range(READS_AT_ONCE):
+                    for _ in range(RECORDS_AT_ONCE):
                         count = self._receive_into(view[filled:], min(size - filled, BLOCK_BYTES))
                         filled += count
                         self.bytes_received += count
@@ -235,7 +235,12 @@ class FrameSocket:
         while len(view):
             try:
                 with self._socket_lock:
-                    count = self._sock.send(view)
+                    for _ in range(RECORDS_AT_ONCE):
+                        count = self._sock.send(view)
+                        self.bytes_sent += count
+                        view = view[count:]
+                        if not len(view):
+                            break
             except (ssl.SSLWantWriteError, BlockingIOError):
                 self._wait(select.POLLOUT, self._patience_s(deadline_s))
                 continue
@@ -244,8 +249,6 @@ class FrameSocket:
                 continue
             except (OSError, ValueError) as error:
                 raise EndOfStream(self._ending(error)) from error
-            self.bytes_sent += count
-            view = view[count:]
 
     def _patience_s(self, deadline_s: float | None) -> float:
         if deadline_s is None:

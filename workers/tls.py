@@ -22,6 +22,8 @@ USER_TIMEOUT_S = 30
 """Without an acknowledgement for this long a connection is dead, data or keepalive probes alike (on Linux
 it overrides their number). A full queue on a thin link delays by seconds, so it must not be much less."""
 HANDSHAKE_TIMEOUT_S = 10.0
+UNPACED = b"cubic"
+"""The congestion control within a machine: BBR, the default of many, would pace what no link carries."""
 
 
 def server_context(
@@ -61,13 +63,24 @@ def client_context(
 
 
 def tune(sock: socket.socket) -> None:
-    """Set what every connection has: no Nagle delay, keepalive, and an end to unacknowledged sending."""
+    """Set no Nagle delay, keepalive, an end to unacknowledged sending, no pacing within a machine."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_S * 1000)
+    if hasattr(socket, "TCP_CONGESTION") and _within_machine(sock):
+        with suppress(OSError):  # a kernel without it keeps its own
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, UNPACED)
+
+
+def _within_machine(sock: socket.socket) -> bool:
+    """Tell whether both ends have one address, so that nothing lies between them."""
+    try:
+        return bool(sock.getsockname()[0] == sock.getpeername()[0])
+    except OSError:
+        return False
 
 
 def peer_name(sock: ssl.SSLSocket) -> str | None:
