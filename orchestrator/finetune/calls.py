@@ -55,10 +55,10 @@ class Received:
         self._landing = landing
         self._decoded = decoded
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Give the tensors, once; their room is free again as the next is asked for."""
+    def pieces(self) -> Iterator[tuple[str, Tensor]]:
+        """Give the tensors, once, whole or piece by piece; their room is free as the next is asked for."""
         if self._decoded is None:
-            yield from self._landing.tensors()
+            yield from self._landing.pieces()
         else:
             yield from self._decoded.items()
 

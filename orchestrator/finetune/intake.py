@@ -159,12 +159,16 @@ class Landing:
             if self.closed or not self._whole:
                 self.close()
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Give the tensors, once, in the order they came; room is free again as the next is asked for."""
+    def pieces(self) -> Iterator[tuple[str, Tensor]]:
+        """Give the tensors' values, once, flat and piece by piece; room is free as the next is asked for."""
         arrays = self.arrays()
-        for spec, start in self._places:
-            yield spec.name, arrays.pop(spec.name)
-            self._intake.free(self, start + spec.size_bytes)
+        for spec, begin in self._places:
+            flat = arrays.pop(spec.name).reshape(-1)
+            items = max(1, BLOCK_BYTES // spec.dtype.itemsize)
+            for start in range(0, flat.size, items):
+                piece = flat[start : start + items]
+                yield spec.name, piece
+                self._intake.free(self, begin + start * spec.dtype.itemsize + piece.nbytes)
         self.close()
 
     def arrays(self) -> dict[str, Tensor]:

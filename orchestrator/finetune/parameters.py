@@ -27,7 +27,7 @@ MOST_UPDATES = 4095
 _ANCHOR = 1.5 * 2.0**11
 _ANCHOR_BITS = int(np.float64(_ANCHOR).view(np.int64))
 _RESOLUTION = 2.0**-41
-_BLOCK = 16_384
+_BLOCK = 32_768
 """Elements worked on at a time: they and what is made of them stay in the core's cache."""
 
 
@@ -86,7 +86,9 @@ class WeightedSum:
         return math.fsum(self._weights)
 
     def add(self, update: Iterable[tuple[str, Tensor]], weight: float) -> None:
-        """Add one update whose specs and values have no fault; `update` gives each tensor once.
+        """Add one update whose specs and values have no fault.
+
+        `update` gives each tensor once, whole or in flat pieces one after another.
 
         Raises:
             ValueError: the weight is outside its range, or there are too many updates; nothing was added.
@@ -96,20 +98,23 @@ class WeightedSum:
             raise ValueError(f"weight {weight!r} is not above 0 and up to {MOST_UNITS:g} * {self._unit:g}")
         if len(self._weights) >= MOST_UPDATES:
             raise ValueError(f"{MOST_UPDATES} updates are in the sum; more could overflow it")
+        filled = {name: place.start for name, place in self._places.items()}
         for name, array in update:
-            self._add_one(self._sums[self._places[name]], array.reshape(-1), factor)
+            start = filled[name]
+            filled[name] = start + array.size
+            self._add_one(self._sums[start : filled[name]], array.reshape(-1), factor)
         self._weights.append(weight)
 
     def _add_one(self, sums: NDArray[np.int64], values: Tensor, factor: float) -> None:
         for start in range(0, len(values), _BLOCK):
             part = values[start : start + _BLOCK]
             room = self._room[: len(part)]
-            if factor == 1.0:
-                np.add(part, _ANCHOR, out=room, dtype=np.float64)
-            else:
-                np.multiply(part, factor, out=room, dtype=np.float64)
-                room += _ANCHOR
-            sums[start : start + _BLOCK] += room.view(np.int64)
+            room[:] = part  # apart from the arithmetic, which numpy would do in small pieces otherwise
+            if factor != 1.0:
+                room *= factor
+            room += _ANCHOR
+            into = sums[start : start + _BLOCK]
+            into += room.view(np.int64)
 
     def applied_to(self, base: Parameters, *, learning_rate: float) -> dict[str, NDArray[np.float32]]:
         """Give base + learning_rate * weighted mean. The sum is spent: its memory becomes the result's."""
@@ -119,13 +124,18 @@ class WeightedSum:
         offset = np.int64((len(self._weights) * _ANCHOR_BITS + 2**63) % 2**64 - 2**63)
         sums, self._sums = self._sums, np.empty(0, dtype=np.int64)
         size = len(sums)
+        written = sums.view(np.float32)
         for name, place in self._places.items():
             old = base[name].reshape(-1)
             for start in range(place.start, place.stop, _BLOCK):
                 stop = min(start + _BLOCK, place.stop)
-                mean = (sums[start:stop] - offset) * factor
+                room, part = self._room[: stop - start], sums[start:stop]
+                part -= offset
+                room[:] = part
+                room *= factor
+                room += old[start - place.start : stop - place.start]
                 # Behind the reading: element i is written where i / 2 was, which has been read.
-                sums.view(np.float32)[start:stop] = old[start - place.start : stop - place.start] + mean
+                written[start:stop] = room
         sums.resize((size + 1) // 2, refcheck=False)
         flat = sums.view(np.float32)[:size]
         return {name: flat[place].reshape(self._shapes[name]) for name, place in self._places.items()}

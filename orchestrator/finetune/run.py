@@ -312,7 +312,7 @@ class JobRun:
         if update is None:
             return
         try:
-            self._versions.add(epoch, update.tensors(), weight)
+            self._versions.add(epoch, update.pieces(), weight)
         finally:
             update.close()
 

@@ -60,7 +60,10 @@ def landing(intake, *, check=lambda specs: None, check_values=lambda name, value
 
 
 def taken(some) -> dict[str, np.ndarray]:
-    return {name: array.copy() for name, array in some.tensors()}
+    parts: dict[str, list[np.ndarray]] = {}
+    for name, piece in some.pieces():
+        parts.setdefault(name, []).append(piece.copy())
+    return {name: np.concatenate(pieces).reshape(SHAPES[name]) for name, pieces in parts.items()}
 
 
 def test_an_update_comes_through_whole() -> None:
@@ -92,14 +95,18 @@ def test_the_next_one_fills_what_the_one_before_has_freed() -> None:
     first, second = landing(intake), landing(intake)
     Sender(first, update(1.0)).wait()
     sender = Sender(second, update(2.0))
-    tensors = first.tensors()
-    assert next(tensors)[0] == "a"
+    pieces = first.pieces()
+    begun, piece = next(pieces)
+    assert (begun, piece.nbytes) == ("a", 1 << 20)
     assert sender.sent == 0
-    name, b = next(tensors)
-    until(lambda: sender.sent >= 4 * 300_000)
+    name, rest = next(pieces)
+    until(lambda: sender.sent == 1 << 20)
+    assert (name, rest.nbytes) == ("a", 4 * 300_000 - (1 << 20))
+    name, b = next(pieces)
+    until(lambda: sender.sent == 4 * 300_000)
     assert (name, set(b.tolist())) == ("b", {1.0})
-    assert (next(tensors)[1] == 1.0).all()
-    assert next(tensors, None) is None
+    assert (next(pieces)[1] == 1.0).all()
+    assert next(pieces, None) is None
     sender.wait()
     assert all((array == 2.0).all() for array in taken(second).values())
 

@@ -92,6 +92,19 @@ def test_tensors_of_any_size_are_added_where_they_belong(seed, sizes):
         assert got[name].shape == values.shape
 
 
+def test_a_tensor_in_pieces_adds_up_as_a_whole_one():
+    draw = np.random.default_rng(3)
+    base = {name: np.zeros(size, np.float32) for name, size in (("a", 50_000), ("b", 70_001))}
+    updates = [{name: draw.normal(0, 1, len(v)).astype(np.float32) for name, v in base.items()} for _ in "12"]
+    whole, pieced = WeightedSum(base, unit=UNIT), WeightedSum(base, unit=UNIT)
+    for update in updates:
+        whole.add(update.items(), 20.0)
+        pieces = ((n, update[n][k : k + 33_000]) for n in ("b", "a") for k in range(0, len(base[n]), 33_000))
+        pieced.add(pieces, 20.0)
+    expected, got = (total.applied_to(base, learning_rate=1.0) for total in (whole, pieced))
+    assert all(got[name].tobytes() == expected[name].tobytes() for name in base)
+
+
 @pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf, MOST_UNITS * UNIT * 1.01])
 def test_a_weight_out_of_range_is_refused_and_adds_nothing(weight):
     parameters = {"w": array([1.0])}

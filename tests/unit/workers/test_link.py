@@ -345,9 +345,8 @@ def test_large_transfers_both_ways_at_once_do_not_lock_up(
 def test_only_what_stays_within_the_machine_goes_unpaced(here: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not here:
         monkeypatch.setattr(tls, "_within_machine", lambda sock: False)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        with socket.create_connection(listening.getsockname()) as sock:
-            name = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
-            tls.tune(sock)
-            expected = tls.UNPACED if here else name.rstrip(b"\0")
-            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0") == expected
+    with closing(listen()) as listening, socket.create_connection(listening.getsockname()) as sock:
+        before = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
+        tls.tune(sock)
+        after = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
+    assert after == (tls.UNPACED if here else before)
