@@ -289,7 +289,11 @@ class ModelStore(Protocol):
     """Models in folders, and the arithmetic on them that needs torch."""
 
     def check(self, name: str) -> None:
-        """Refuse a model that cannot be used, quickly; raises ModelError or NotFound."""
+        """Refuse a model that cannot be trained, quickly; raises ModelError or NotFound."""
+        ...
+
+    def check_split(self, name: str) -> None:
+        """Refuse a model that cannot be split, quickly; raises ModelError or NotFound."""
         ...
 
     def check_data(self, data: str) -> None:

@@ -65,14 +65,32 @@ def forward_s(profile: DeviceProfile, *, parameters: int, layers: int, rows: int
     return flops / profile.compute_flops + layers * profile.layer_overhead_s
 
 
-def training_s(profile: DeviceProfile, *, parameters: int, layers: int, tokens: int, steps: int) -> float:
+def training_flops(*, parameters: int, tokens: int, trained: int | None = None) -> float:
+    """Count the flops of training on `tokens` tokens, of which only `trained` parameters change (None: all).
+
+    Each of the `parameters` that run costs 2 flops a token forward and 2 for the gradients of its inputs;
+    only one that is trained costs another 2, for its own gradient. So 6 where all are trained, and about 4
+    for adapters (LoRA, Hu et al. 2021), which are counted among `parameters`, too.
+    """
+    changing = parameters if trained is None else trained
+    return float(FORWARD_FLOPS_PER_PARAMETER * tokens * (BACKWARD_FACTOR * parameters + changing))
+
+
+def training_s(
+    profile: DeviceProfile,
+    *,
+    parameters: int,
+    layers: int,
+    tokens: int,
+    steps: int,
+    trained: int | None = None,
+) -> float:
     """Model the seconds `steps` training steps over `tokens` tokens in all take on the device.
 
-    6 * parameters * tokens flops (forward, and a backward pass of twice that), and per step the fixed cost
-    of every layer, forward and backward.
+    `training_flops`, and per step the fixed cost of every layer, forward and backward.
     """
     passes = 1 + BACKWARD_FACTOR
-    flops = passes * FORWARD_FLOPS_PER_PARAMETER * parameters * tokens
+    flops = training_flops(parameters=parameters, tokens=tokens, trained=trained)
     return flops / profile.compute_flops + steps * passes * layers * profile.layer_overhead_s
 
 

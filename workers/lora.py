@@ -31,22 +31,29 @@ class Lora:
         return self.alpha / self.rank
 
 
-def adapter_shapes(shapes: Mapping[str, tuple[int, ...]], lora: Lora) -> dict[str, tuple[int, ...]]:
-    """Return the adapters of a model with parameters of `shapes`: one pair per projection of its layers."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Projection:
+    """A linear map of a layer; its weight is [outputs, inputs], or the transpose of that."""
+
+    inputs: int
+    outputs: int
+    transposed: bool = False
+
+
+def adapter_shapes(projections: Mapping[str, Projection], lora: Lora) -> dict[str, tuple[int, ...]]:
+    """Return the adapters of a model: one pair for each of its layers' projections, named by module."""
     found: dict[str, tuple[int, ...]] = {}
-    for name, shape in shapes.items():
-        if ".layers." in name and len(shape) == 2 and name.endswith(_WEIGHT):
-            module = name.removesuffix(_WEIGHT)
-            found[module + ADAPTER_A] = (lora.rank, shape[1])
-            found[module + ADAPTER_B] = (shape[0], lora.rank)
+    for module, projection in projections.items():
+        found[module + ADAPTER_A] = (lora.rank, projection.inputs)
+        found[module + ADAPTER_B] = (projection.outputs, lora.rank)
     return found
 
 
-def initial(shapes: Mapping[str, tuple[int, ...]], lora: Lora, *, seed: int) -> Arrays:
+def initial(projections: Mapping[str, Projection], lora: Lora, *, seed: int) -> Arrays:
     """Return adapters that change nothing yet: A drawn from a normal distribution, B zero (section 4.1)."""
     rng = np.random.default_rng([seed, lora.rank])
     made: Arrays = {}
-    for name, shape in adapter_shapes(shapes, lora).items():
+    for name, shape in adapter_shapes(projections, lora).items():
         if name.endswith(ADAPTER_A):
             made[name] = rng.normal(0, shape[1] ** -0.5, shape).astype(np.float32)
         else:
@@ -54,13 +61,20 @@ def initial(shapes: Mapping[str, tuple[int, ...]], lora: Lora, *, seed: int) -> 
     return made
 
 
-def merged(base: Mapping[str, NDArray[Any]], adapters: Mapping[str, NDArray[Any]], lora: Lora) -> Arrays:
+def merged(
+    base: Mapping[str, NDArray[Any]],
+    adapters: Mapping[str, NDArray[Any]],
+    lora: Lora,
+    projections: Mapping[str, Projection],
+) -> Arrays:
     """Return the parameters of the model that `base` with its adapters is."""
     whole = dict(base)
     for name, up in adapters.items():
         if name.endswith(ADAPTER_B):
             module = name.removesuffix(ADAPTER_B)
             product = up @ adapters[module + ADAPTER_A]
+            if projections[module].transposed:
+                product = product.T
             whole[module + _WEIGHT] = (base[module + _WEIGHT] + np.float32(lora.scale) * product).astype(
                 np.float32
             )

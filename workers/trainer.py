@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from workers import fields, updates
 from workers.device import Pacer, Timing, training_s
@@ -24,10 +25,12 @@ from workers.link import Reply
 from workers.local_data import read_folder
 from workers.lora import Lora, adapter_shapes
 from workers.lora_layers import attach
-from workers.models.config import LlamaConfig, parameter_shapes, parse_config
-from workers.models.llama import Llama, build, check_parameters
+from workers.models.architecture import Architecture, Shapes, architecture
+from workers.models.llama import check_parameters
 from workers.models.loader import digest
 from workers.models.tokenizer import Tokenizer
+from workers.models.trainable import build
+from workers.models.trainable import loss as loss_of
 from workers.schedule import SCHEDULES, Schedule
 from workers.updates import Update, UpdateFault
 from workers.wire import Frame, Tensor
@@ -42,7 +45,6 @@ _ADAM_BETAS = (0.9, 0.95)
 
 Parameters = dict[str, torch.Tensor]
 Trained = dict[str, torch.nn.Parameter]
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +98,7 @@ class Job:
     """One fine-tuning job on this node. Commands of a job are served one at a time, under `lock`."""
 
     def __init__(
-        self, config: LlamaConfig, plan: Plan, version: int, parameters: Parameters, base: Parameters
+        self, config: Architecture, plan: Plan, version: int, parameters: Parameters, base: Parameters
     ) -> None:
         """`parameters` are trained; `base` are those under adapters, none without them."""
         self.lock = threading.Lock()
@@ -170,7 +172,7 @@ class Trainer:
 
     def _load(self, frame: Frame) -> Reply:
         name = fields.text(frame.fields, "job")
-        config = parse_config(fields.section(frame.fields, "config"))
+        config = architecture(fields.section(frame.fields, "config"))
         plan = Plan.parse(fields.section(frame.fields, "training"))
         trained, base = _shapes(config, plan)
         everything = _checked({**base, **trained}, frame.tensors)
@@ -214,7 +216,7 @@ class Trainer:
         wanted = "tokenizer_json" in frame.fields
         return Reply({"tokens": len(tokens), **({"local_tokens": len(own)} if wanted else {})})
 
-    def _own_tokens(self, frame: Frame, config: LlamaConfig) -> np.ndarray[Any, np.dtype[np.int32]]:
+    def _own_tokens(self, frame: Frame, config: Architecture) -> np.ndarray[Any, np.dtype[np.int32]]:
         """Tokenise the node's own data, if it has any and the job wants them."""
         if self._local_data is None or "tokenizer_json" not in frame.fields:
             return np.empty(0, dtype=np.int32)
@@ -285,9 +287,11 @@ class Trainer:
         return Reply(_report(job, epoch, loss, timing), sent)
 
     def _modelled_s(self, job: Job) -> float:
+        adapters = 0 if job.plan.lora is None else sum(value.numel() for value in job.parameters.values())
         return training_s(
             self._pacer.profile,
-            parameters=job.config.parameters,
+            parameters=job.config.parameters + adapters,
+            trained=adapters or None,
             layers=job.config.layers,
             tokens=job.plan.tokens,
             steps=job.plan.local_steps,
@@ -317,10 +321,11 @@ def _lora(section: Mapping[str, Any]) -> Lora | None:
     return Lora(rank=rank, alpha=alpha) if rank else None
 
 
-def _shapes(config: LlamaConfig, plan: Plan) -> tuple[Shapes, Shapes]:
+def _shapes(config: Architecture, plan: Plan) -> tuple[Shapes, Shapes]:
     """Return the shapes of what is trained, and of what stays as it is under it."""
-    whole = parameter_shapes(config)
-    return (whole, {}) if plan.lora is None else (adapter_shapes(whole, plan.lora), whole)
+    if plan.lora is None:
+        return config.shapes, {}
+    return adapter_shapes(config.projections, plan.lora), config.shapes
 
 
 def _checked(expected: Shapes, tensors: Mapping[str, Tensor]) -> Parameters:
@@ -365,7 +370,7 @@ def _train(
     return update, sum(losses) / len(losses)
 
 
-def _learner(job: Job, device: torch.device) -> tuple[Llama, Trained]:
+def _learner(job: Job, device: torch.device) -> tuple[nn.Module, Trained]:
     """Make the model around copies of what is trained, on `device`; return it and them by name."""
     copies = {name: value.to(device, copy=True) for name, value in job.parameters.items()}
     if job.plan.lora is None:
@@ -376,7 +381,7 @@ def _learner(job: Job, device: torch.device) -> tuple[Llama, Trained]:
 
 
 def _local_steps(
-    job: Job, model: Llama, trained: Trained, data: torch.Tensor, generator: torch.Generator, epoch: int
+    job: Job, model: nn.Module, trained: Trained, data: torch.Tensor, generator: torch.Generator, epoch: int
 ) -> list[float]:
     """Take the epoch's optimiser steps; return their losses."""
     optimiser = _optimiser(trained, job.plan)
@@ -393,7 +398,7 @@ def _local_steps(
 
 
 def _gradients(
-    job: Job, model: Llama, trained: Trained, data: torch.Tensor, generator: torch.Generator, _epoch: int
+    job: Job, model: nn.Module, trained: Trained, data: torch.Tensor, generator: torch.Generator, _epoch: int
 ) -> list[float]:
     """Leave the mean gradient over the epoch's batches with the model; return their losses."""
     losses = [_backward(job, model, data, generator, step) for step in range(job.plan.local_steps)]
@@ -404,12 +409,12 @@ def _gradients(
     return losses
 
 
-def _backward(job: Job, model: Llama, data: torch.Tensor, generator: torch.Generator, step: int) -> float:
+def _backward(job: Job, model: nn.Module, data: torch.Tensor, generator: torch.Generator, step: int) -> float:
     """Add one batch's gradients to the model's; return its loss."""
     if job.ended.is_set():
         raise RequestRefused("ended", "the job was ended while it ran")
     batch = _sample(data, job.plan, generator)
-    loss = model.loss(batch.to(next(model.parameters()).device))
+    loss = loss_of(model, batch.to(next(model.parameters()).device))
     loss.backward()
     value = float(loss.detach())
     if not np.isfinite(value):

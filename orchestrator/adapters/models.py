@@ -22,9 +22,11 @@ from workers import local_data
 from workers.errors import DataError
 from workers.errors import ModelError as WorkersModelError
 from workers.models import corpus, embedded, loader
+from workers.models.architecture import architecture
 from workers.models.config import parse_config
-from workers.models.llama import build
 from workers.models.tokenizer import Tokenizer
+from workers.models.trainable import build
+from workers.models.trainable import loss as loss_of
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -46,7 +48,12 @@ class FolderModels:
         self._known: dict[Path, Model] = {}
 
     def check(self, name: str) -> None:
-        """Refuse a model that cannot be used, without reading or making it."""
+        """Refuse a model that cannot be trained: by its configuration and the headers of its files."""
+        if name != EMBEDDED:
+            _translated(lambda: _check_folder(self._folder(name)))
+
+    def check_split(self, name: str) -> None:
+        """Refuse a model that cannot be split, without reading or making it."""
         if name != EMBEDDED:
             _translated(lambda: parse_config(loader.read_config(self._folder(name))))
 
@@ -75,7 +82,7 @@ class FolderModels:
 
     def parameters(self, model: Model) -> dict[str, NDArray[np.float32]]:
         """Read all parameters by their Hugging Face names."""
-        return _translated(lambda: _arrays(loader.read_parameters(model.folder, parse_config(model.config))))
+        return _translated(lambda: _arrays(loader.read_whole(model.folder, architecture(model.config))))
 
     def shard(
         self, model: Model, *, first_layer: int, end_layer: int, head: bool
@@ -117,13 +124,13 @@ class FolderModels:
             )
         rows = np.stack([tokens[i * sequence : (i + 1) * sequence + 1] for i in range(count)])
         network = build(
-            parse_config(model.config), {name: _tensor(array) for name, array in parameters.items()}
+            architecture(model.config), {name: _tensor(array) for name, array in parameters.items()}
         ).eval()
         total = 0.0
         with torch.inference_mode():
             for start in range(0, count, _EVALUATION_BATCH):
                 batch = torch.from_numpy(rows[start : start + _EVALUATION_BATCH].astype(np.int64))
-                total += float(network.loss(batch)) * len(batch)
+                total += float(loss_of(network, batch)) * len(batch)
         return total / count
 
     def save(self, model: Model, parameters: Tensors, *, job: str) -> Path:
@@ -133,7 +140,10 @@ class FolderModels:
         try:
             if folder.exists():  # of the same job, by a process that was killed before it could say so
                 shutil.rmtree(folder)
-            loader.write_folder(folder, model.config, tensors, model.tokenizer_json)
+            config = {key: value for key, value in model.config.items() if key != "torch_dtype"}
+            loader.write_folder(
+                folder, {**config, "dtype": "float32"}, tensors, model.tokenizer_json, beside=model.folder
+            )
         except OSError as error:
             raise ModelError(f"the tuned model cannot be written to {folder}: {error}") from error
         return folder
@@ -171,10 +181,15 @@ class FolderModels:
         return folder
 
 
+def _check_folder(folder: Path) -> None:
+    loader.check_folder(folder, architecture(loader.read_config(folder)))
+    loader.read_tokenizer_json(folder)
+
+
 def _read(name: str, folder: Path) -> Model:
     document: Json = dict(loader.read_config(folder))
-    config = parse_config(document)
-    parameters = loader.read_parameters(folder, config)
+    config = architecture(document)
+    parameters = loader.read_whole(folder, config)
     return Model(
         name=name,
         folder=folder,

@@ -14,7 +14,8 @@ from orchestrator.core.transfer import CONGESTION_CONTROLS, PathShape, transfer_
 class Workload:
     """What one round moves and computes, for each node that takes part; None or absent where it is unknown.
 
-    `model_bytes` go down and `update_bytes` come up in every round, `data_bytes` (by node) go down once.
+    `model_bytes` go down and `update_bytes` come up in every round; `data_bytes` (by node) go down once, and
+    `base_bytes` of what is not trained, where only adapters are.
     `flops` are those of a round's training, `layer_passes` how often a layer is run in it (each costs a node
     its `layer_overhead_s`). `samples` is what a node trains on in a round, `makeup` the shares of labels or
     tokens in its data (any classes, the same number for all), `orchestrator_bps` the rate of the link that
@@ -26,6 +27,7 @@ class Workload:
     data_bytes: Mapping[str, int] = field(default_factory=dict)
     flops: float | None = None
     layer_passes: int = 0
+    base_bytes: int = 0
     samples: Mapping[str, float] = field(default_factory=dict)
     makeup: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     congestion_control: str = "bbr"
@@ -36,6 +38,8 @@ class Workload:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InvalidValue(f"workload: {name} is {value}, must be above 0 (or None if unknown)")
+        if self.base_bytes < 0:
+            raise InvalidValue(f"workload: base_bytes is {self.base_bytes}, must not be negative")
         if self.congestion_control not in CONGESTION_CONTROLS:
             known = ", ".join(CONGESTION_CONTROLS)
             raise InvalidValue(
@@ -77,7 +81,7 @@ def predict(
         down_s=transfer_s(workload.model_bytes, down, control),
         compute_s=compute_s,
         up_s=transfer_s(workload.update_bytes, up, control),
-        data_s=transfer_s(workload.data_bytes.get(name, 0), down, control),
+        data_s=transfer_s(workload.base_bytes + workload.data_bytes.get(name, 0), down, control),
     ), note
 
 

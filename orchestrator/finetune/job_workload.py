@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,43 +14,45 @@ from orchestrator.core.workload import Workload
 from orchestrator.finetune.data import Split
 from orchestrator.ports import Model
 from workers import updates
+from workers.device import training_flops
 
 _CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 _BYTES_PER_PARAMETER = 4
-_FLOPS_PER_PARAMETER_AND_TOKEN = 6
-"""Two forward, twice that backward: what workers count, too."""
 _PASSES = 3
 """Runs of a layer in a training step: forward, and a backward pass that counts twice."""
 _CLASSES = 64
 """Tokens are counted in so many classes: enough to tell texts apart, few for 10^5 nodes."""
 
 
-def job_workload(request: Any, model: Model, split: Split, *, trained_bytes: int) -> Workload:
+def job_workload(
+    request: Any, model: Model, split: Split, *, trained: Mapping[str, tuple[int, ...]]
+) -> Workload:
     """Work out the workload of `request` on `model` with the data `split`.
 
-    `trained_bytes` are those of what a round exchanges: all parameters, or adapters.
+    `trained` has the shapes of what a round exchanges: all parameters, or adapters (LoRA), under which the
+    model goes to a node once.
     """
     training = request.training
     samples = training.local_steps * training.batch_size
     tokens = samples * training.sequence_length
-    parameters = model.parameter_bytes / _BYTES_PER_PARAMETER
+    whole, changing = model.parameter_bytes // _BYTES_PER_PARAMETER, sum(map(math.prod, trained.values()))
+    adapters = bool(training.lora_rank)
     return Workload(
-        model_bytes=trained_bytes,
-        update_bytes=_update_bytes(request.training, trained_bytes),
+        model_bytes=_BYTES_PER_PARAMETER * changing,
+        update_bytes=updates.wire_bytes(trained, training.update_encoding, ratio=training.topk_ratio),
         data_bytes={node: int(part.nbytes) for node, part in split.partitions.items()},
-        flops=_FLOPS_PER_PARAMETER_AND_TOKEN * parameters * tokens,
+        base_bytes=model.parameter_bytes if adapters else 0,
+        flops=training_flops(
+            parameters=whole + (changing if adapters else 0),
+            trained=changing if adapters else None,
+            tokens=tokens,
+        ),
         layer_passes=_PASSES * model.layers * training.local_steps,
         samples=dict.fromkeys(split.partitions, float(samples)),
         makeup=makeup(split.partitions),
         congestion_control=congestion_control(),
         orchestrator_bps=request.orchestrator_bps,
     )
-
-
-def _update_bytes(training: Any, parameter_bytes: int) -> int:
-    """Estimate an update's bytes on the wire, but for scales and the rounding of single tensors."""
-    shapes = {"": (parameter_bytes // _BYTES_PER_PARAMETER,)}
-    return updates.wire_bytes(shapes, training.update_encoding, ratio=training.topk_ratio)
 
 
 def makeup(partitions: Mapping[str, NDArray[Any]]) -> dict[str, tuple[float, ...]]:

@@ -13,12 +13,13 @@ from orchestrator.finetune.data import Dealing, Split, split
 from orchestrator.finetune.parameters import Parameters
 from orchestrator.ports import Checkpoint, Model, ModelStore
 from workers import lora
-from workers.lora import Lora
+from workers.lora import Lora, Projection
+from workers.models.architecture import architecture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """The model and the data of a job; `base` is empty where all parameters are trained.
+    """The model and the data of a job; `base` and `projections` are empty where all parameters are trained.
 
     `data_digest` is the SHA-256 of all tokens; `capacities` are what the data were dealt by.
     """
@@ -29,10 +30,13 @@ class Prepared:
     capacities: Mapping[str, float | None]
     lora: Lora | None
     base: Parameters
+    projections: Mapping[str, Projection]
 
     def whole(self, parameters: Parameters) -> Parameters:
         """Give the parameters of the model that a version is."""
-        return parameters if self.lora is None else lora.merged(self.base, parameters, self.lora)
+        if self.lora is None:
+            return parameters
+        return lora.merged(self.base, parameters, self.lora, self.projections)
 
     def check(self, checkpoint: Checkpoint, request: Any) -> None:
         """Refuse to go on from a checkpoint of another model or other data.
@@ -69,6 +73,12 @@ def prepare(
     """
     training = request.training
     model = models.resolve(request.model, progress=progress)
+    if training.sequence_length > model.context_tokens:
+        raise InvalidRequest(
+            f"sequence_length {training.sequence_length} exceeds the {model.context_tokens} tokens that "
+            f"model {request.model} can take; lower it",
+            field="training.sequence_length",
+        )
     tokens = models.tokens(model, data=request.data, max_bytes=request.data_bytes, seed=seed)
     dealt = split(
         tokens,
@@ -86,6 +96,7 @@ def prepare(
         capacities=capacities,
         lora=adapters,
         base=models.parameters(model) if adapters is not None else {},
+        projections=architecture(model.config).projections if adapters is not None else {},
     )
 
 
@@ -93,5 +104,4 @@ def first_version(prepared: Prepared, *, models: ModelStore, seed: int) -> Param
     """Give what is trained as it is at the start: all parameters, or adapters that change nothing."""
     if prepared.lora is None:
         return models.parameters(prepared.model)
-    shapes = {name: array.shape for name, array in prepared.base.items()}
-    return lora.initial(shapes, prepared.lora, seed=seed)
+    return lora.initial(prepared.projections, prepared.lora, seed=seed)

@@ -155,7 +155,8 @@ class JobRun:
             self._versions.begin(0, first_version(prepared, models=self._models, seed=self._seed))
         else:
             self._go_on_from(self._checkpoint)
-        self._intake = Intake(self._trained_bytes())
+        # what a round exchanges: all parameters, or adapters
+        self._intake = Intake(sum(array.nbytes for array in self._versions.newest.values()))
         self._calls = NodeCalls(
             job=self._job,
             pool=self._pool,
@@ -175,10 +176,6 @@ class JobRun:
             known=self._resumes > 0,
         )
         self._talking = Talking(job=self._job, calls=self._calls, executor=self._executor, put=self._put)
-
-    def _trained_bytes(self) -> int:
-        """Give the bytes of what a round exchanges: all parameters, or adapters."""
-        return sum(array.nbytes for array in self._versions.newest.values())
 
     def _take_capacities(self) -> dict[str, float | None]:
         """Give the nodes' compute as it was when the job began: data are dealt by it once."""
@@ -210,7 +207,7 @@ class JobRun:
             self._request,
             self._prepared.model,
             self._prepared.split,
-            trained_bytes=self._trained_bytes(),
+            trained={name: array.shape for name, array in self._versions.newest.items()},
         )
         self._carry_out(engine.handle(m.JobStarted(now_s=self._clock.monotonic_s(), workload=workload)))
         while not self._ended:

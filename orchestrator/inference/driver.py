@@ -82,7 +82,7 @@ class SplitDeployments:
             Conflict: nodes are missing that it cannot do without.
             ModelError, NotFound: the model cannot be used.
         """
-        self._models.check(request.model)
+        self._models.check_split(request.model)
         self._refuse_hopeless(request)
         record = Record(
             id=self._ids("dep"),

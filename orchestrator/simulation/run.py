@@ -22,7 +22,7 @@ from orchestrator.simulation.loss import LossModel
 from orchestrator.simulation.measuring import Controller, Observer
 from orchestrator.simulation.transport import Transfer, Transport
 from orchestrator.simulation.world import Fault, Measuring, Node, Orchestrator, Work, World
-from workers.device import BACKWARD_FACTOR, FORWARD_FLOPS_PER_PARAMETER, DeviceProfile, training_s
+from workers.device import BACKWARD_FACTOR, DeviceProfile, training_flops, training_s
 
 _SOON_S = 1e-3
 
@@ -254,7 +254,8 @@ class _Run:
             else:
                 loaded()
 
-        self._down(run, self._work.model_bytes, lambda: self._confirm(run, send_data))
+        whole_bytes = self._work.base_bytes + self._work.model_bytes
+        self._down(run, whole_bytes, lambda: self._confirm(run, send_data))
 
     def _round(self, run: _NodeRun, order: m.StartRound) -> None:
         """Send the parameters unless the node holds them; it trains and sends its update."""
@@ -438,6 +439,7 @@ def _train_s(node: Node, work: Work, name: str) -> float:
     return training_s(
         profile,
         parameters=work.parameters,
+        trained=work.trained,
         layers=work.layers,
         tokens=task.tokens,
         steps=task.steps,
@@ -449,13 +451,14 @@ def _workload(spec: m.JobSpec, work: Work, world: World) -> Workload:
     tasks = {name: work.tasks[name] for name in spec.nodes if name in work.tasks}
     passes = 1 + BACKWARD_FACTOR
     count = max(len(tasks), 1)
-    tokens = sum(task.tokens for task in tasks.values()) / count
+    tokens = round(sum(task.tokens for task in tasks.values()) / count)
     steps = sum(task.steps for task in tasks.values()) / count
     return Workload(
         model_bytes=work.model_bytes,
         update_bytes=work.update_bytes,
         data_bytes={name: task.data_bytes for name, task in tasks.items()},
-        flops=passes * FORWARD_FLOPS_PER_PARAMETER * work.parameters * tokens or None,
+        base_bytes=work.base_bytes,
+        flops=training_flops(parameters=work.parameters, trained=work.trained, tokens=tokens) or None,
         layer_passes=round(steps * passes * work.layers),
         samples={name: float(task.samples) for name, task in tasks.items()},
         makeup=work.makeup,

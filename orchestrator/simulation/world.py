@@ -87,6 +87,7 @@ class Task:
 class Work:
     """What is sent and computed. `model_bytes` go to a node, `update_bytes` come back each round.
 
+    `parameters` run, `trained` of them change (None: all); with adapters, `base_bytes` go to a node once.
     `makeup` is what policies may know of the nodes' data (`core.workload.Workload.makeup`).
     """
 
@@ -96,6 +97,8 @@ class Work:
     update_bytes: int
     tasks: Mapping[str, Task]
     makeup: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    trained: int | None = None
+    base_bytes: int = 0
 
     def __post_init__(self) -> None:
         for name in ("parameters", "model_bytes", "update_bytes"):

@@ -168,7 +168,7 @@ def _head_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
 def _refuse_unsupported(document: Mapping[str, object]) -> None:
     if document.get("model_type") != "llama":
         raise UnsupportedModel(
-            f"config: model_type is {document.get('model_type')!r}; only 'llama' can be run"
+            f"config: model_type is {document.get('model_type')!r}; only 'llama' can be split over nodes"
         )
     if document.get("hidden_act", "silu") != "silu":
         raise UnsupportedModel(f"config: hidden_act is {document['hidden_act']!r}; only 'silu' can be run")

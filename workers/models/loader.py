@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from workers.models.architecture import Architecture, architecture
 from workers.models.config import LlamaConfig, parameter_shapes, parse_config
 from workers.models.errors import BrokenModel, UnsupportedModel
 from workers.models.llama import Llama, build, check_parameters
@@ -28,6 +29,11 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _MAX_JSON_BYTES = 64 * 1024 * 1024
 _FLOATS = ("F32", "F16", "BF16")
+_BESIDE = (
+    "added_tokens.json", "chat_template.jinja", "generation_config.json", "merges.txt",
+    "special_tokens_map.json", "tokenizer_config.json", "vocab.json",
+)  # fmt: skip
+"""What a folder may have besides, and a tuned model keeps."""
 
 
 def read_config(folder: Path | str) -> dict[str, object]:
@@ -64,16 +70,38 @@ def read_parameters(
         BrokenModel: files or tensors are missing or misshapen.
         UnsupportedModel: a tensor is quantised.
     """
-    folder = Path(folder)
     expected = parameter_shapes(config, first_layer=first_layer, end_layer=end_layer, head=head)
-    parameters: dict[str, Tensor] = {}
-    for path, names in _files_of(folder, expected).items():
-        wanted = {name: expected[name] for name in names}
+    return _read(Path(folder), expected)
+
+
+def read_whole(folder: Path | str, found: Architecture) -> dict[str, Tensor]:
+    """Read all parameters of a model that is to be trained, as fp32, under their names in the library.
+
+    Raises:
+        BrokenModel, UnsupportedModel: as `read_parameters`.
+    """
+    return _read(Path(folder), found.shapes, prefix=found.prefix)
+
+
+def check_folder(folder: Path | str, found: Architecture) -> None:
+    """Check names, shapes and types in the headers of a folder's files; no tensor is read.
+
+    Raises:
+        BrokenModel, UnsupportedModel: as `read_parameters`.
+    """
+    for path, names in _files_of(Path(folder), found.shapes, found.prefix).items():
         with _opened(path) as file:
-            _check_headers(file, wanted, path)
-            for name in names:
-                parameters[name] = file.get_tensor(name).to(torch.float32)
-    return parameters
+            _check_headers(file, names, found.shapes, path)
+
+
+def _read(folder: Path, expected: Mapping[str, tuple[int, ...]], *, prefix: str = "") -> dict[str, Tensor]:
+    parameters: dict[str, Tensor] = {}
+    for path, names in _files_of(folder, expected, prefix).items():
+        with _opened(path) as file:
+            _check_headers(file, names, expected, path)
+            for name, stored in names.items():
+                parameters[name] = file.get_tensor(stored).to(torch.float32)
+    return {name: parameters[name] for name in expected}
 
 
 def load(folder: Path | str) -> Llama:
@@ -83,16 +111,23 @@ def load(folder: Path | str) -> Llama:
 
 
 def write_folder(
-    folder: Path | str, config: Mapping[str, object], parameters: Mapping[str, Tensor], tokenizer_json: str
+    folder: Path | str,
+    config: Mapping[str, object],
+    parameters: Mapping[str, Tensor],
+    tokenizer_json: str,
+    *,
+    beside: Path | None = None,
 ) -> None:
     """Write a model folder that appears whole or not at all; `folder` must not exist yet.
+
+    `beside`: the folder whose further files (the tokeniser's settings, the way to generate) it gets, too.
 
     Raises:
         BrokenModel: the parameters are not what the configuration asks for.
         OSError: the folder exists and is not empty, or cannot be written.
     """
     folder = Path(folder)
-    expected = parameter_shapes(parse_config(config))
+    expected = architecture(config).shapes
     check_parameters(expected, {name: tuple(value.shape) for name, value in parameters.items()})
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
@@ -100,6 +135,9 @@ def write_folder(
         whole.mkdir()
         (whole / CONFIG_FILE).write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
         (whole / TOKENIZER_FILE).write_text(tokenizer_json, encoding="utf-8")
+        for name in _BESIDE if beside is not None else ():
+            if (beside / name).is_file():
+                (whole / name).write_text(_read_text(beside / name), encoding="utf-8")
         tensors = {name: parameters[name].detach().contiguous() for name in sorted(expected)}
         save_file(tensors, str(whole / WEIGHTS_FILE), metadata={"format": "pt"})
         os.rename(whole, folder)
@@ -114,22 +152,37 @@ def digest(parameters: Mapping[str, Tensor]) -> str:
     return state.hexdigest()
 
 
-def _files_of(folder: Path, names: Iterable[str]) -> dict[Path, list[str]]:
-    """Return which file holds which of the tensors, by the index if there is one."""
+def _files_of(folder: Path, names: Iterable[str], prefix: str = "") -> dict[Path, dict[str, str]]:
+    """Return which file holds which of the tensors under which name, by the index if there is one.
+
+    A folder written from the bare model has none of its names with `prefix`.
+    """
     if not (folder / INDEX_FILE).exists():
-        return {folder / WEIGHTS_FILE: list(names)}
+        path = folder / WEIGHTS_FILE
+        if not path.is_file():
+            raise BrokenModel(
+                f"{path}: cannot be read: there is neither it nor {INDEX_FILE}; only safetensors are read"
+            )
+        with _opened(path) as file:
+            stored = set(file.keys())
+        return {path: _stored_names(stored, names, prefix)}
     index = _read_json(folder / INDEX_FILE).get("weight_map")
     if not isinstance(index, dict):
         raise BrokenModel(f"{folder / INDEX_FILE}: has no weight_map")
-    files: dict[Path, list[str]] = {}
-    for name in names:
-        file = index.get(name)
+    files: dict[Path, dict[str, str]] = {}
+    for name, known in _stored_names(set(index), names, prefix).items():
+        file = index.get(known)
         if not isinstance(file, str):
             raise BrokenModel(f"{folder / INDEX_FILE}: does not say which file holds {name}")
         if Path(file).name != file:
             raise BrokenModel(f"{folder / INDEX_FILE}: {name} is said to be in {file!r}, outside the folder")
-        files.setdefault(folder / file, []).append(name)
+        files.setdefault(folder / file, {})[name] = known
     return files
+
+
+def _stored_names(stored: set[str], names: Iterable[str], prefix: str) -> dict[str, str]:
+    bare = bool(prefix) and not any(name.startswith(prefix) for name in stored)
+    return {name: name.removeprefix(prefix) if bare else name for name in names}
 
 
 @contextmanager
@@ -141,11 +194,14 @@ def _opened(path: Path) -> Iterator[safe_open]:
         raise BrokenModel(f"{path}: cannot be read: {error}") from error
 
 
-def _check_headers(file: safe_open, wanted: Mapping[str, tuple[int, ...]], path: Path) -> None:
+def _check_headers(
+    file: safe_open, names: Mapping[str, str], expected: Mapping[str, tuple[int, ...]], path: Path
+) -> None:
+    """Check the tensors of a file that are wanted; `names` gives those that they are stored under."""
     present = set(file.keys())
-    headers = {name: file.get_slice(name) for name in wanted if name in present}
+    headers = {name: file.get_slice(stored) for name, stored in names.items() if stored in present}
     shapes = {name: tuple(header.get_shape()) for name, header in headers.items()}
-    check_parameters(wanted, shapes, source=str(path))
+    check_parameters({name: expected[name] for name in names}, shapes, source=str(path))
     for name, header in headers.items():
         if header.get_dtype() not in _FLOATS:
             raise UnsupportedModel(

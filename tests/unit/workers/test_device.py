@@ -66,6 +66,14 @@ def test_training_takes_six_flops_per_parameter_and_token_and_three_passes_of_ov
     assert modelled_s == pytest.approx(6.0 + 4 * 3 * 8 * 0.001)
 
 
+def test_what_is_not_trained_costs_no_gradient_of_its_own() -> None:
+    full = training_s(profile(), parameters=10**6, layers=0, tokens=1000, steps=1)
+    same = training_s(profile(), parameters=10**6, trained=10**6, layers=0, tokens=1000, steps=1)
+    adapters = training_s(profile(), parameters=10**6, trained=10**4, layers=0, tokens=1000, steps=1)
+    assert same == full
+    assert adapters == pytest.approx(full * (4 + 2 * 0.01) / 6)
+
+
 @given(
     parameters=st.integers(1, 10**9),
     layers=st.integers(0, 100),

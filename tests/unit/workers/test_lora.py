@@ -15,6 +15,7 @@ from workers.device import Pacer
 from workers.errors import RequestRefused
 from workers.lora import Lora
 from workers.lora_layers import attach
+from workers.models.architecture import architecture
 from workers.models.llama import build
 from workers.models.loader import digest
 from workers.trainer import Trainer
@@ -22,12 +23,12 @@ from workers.wire import Frame
 
 SETTINGS = Lora(rank=4, alpha=8.0)
 BASE = as_arrays(START)
-SHAPES = {name: array.shape for name, array in BASE.items()}
+PROJECTIONS = architecture(TINY).projections
 TEXT = torch.tensor([list(b"the quick brown fox jumps over the lazy dog. ")])
 
 
 def adapters(seed: int = 1, *, changed: bool = False) -> dict[str, Any]:
-    made = lora.initial(SHAPES, SETTINGS, seed=seed)
+    made = lora.initial(PROJECTIONS, SETTINGS, seed=seed)
     if changed:
         rng = np.random.default_rng(seed)
         made = {name: rng.normal(0, 0.1, array.shape).astype(np.float32) for name, array in made.items()}
@@ -39,14 +40,14 @@ def tensors(arrays: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def test_every_projection_of_the_layers_has_a_pair_and_nothing_else_has() -> None:
-    names = lora.adapter_shapes(SHAPES, SETTINGS)
+    names = lora.adapter_shapes(PROJECTIONS, SETTINGS)
     assert len(names) == CONFIG.layers * 7 * 2
     assert names["model.layers.0.mlp.down_proj.lora_A.weight"] == (4, CONFIG.feed_forward_size)
     assert names["model.layers.0.mlp.down_proj.lora_B.weight"] == (CONFIG.hidden_size, 4)
 
 
 def test_new_adapters_change_nothing_and_are_the_same_for_the_same_seed() -> None:
-    merged = lora.merged(BASE, adapters(), SETTINGS)
+    merged = lora.merged(BASE, adapters(), SETTINGS, PROJECTIONS)
     assert all(np.array_equal(merged[name], BASE[name]) for name in BASE)
     assert all(np.array_equal(a, b) for a, b in zip(adapters().values(), adapters().values(), strict=True))
 
@@ -55,7 +56,7 @@ def test_the_merged_model_gives_the_logits_of_the_model_with_adapters() -> None:
     changed = adapters(changed=True)
     model = build(CONFIG, START)
     attach(model, tensors(changed), SETTINGS.scale)
-    plain = build(CONFIG, tensors(lora.merged(BASE, changed, SETTINGS)))
+    plain = build(CONFIG, tensors(lora.merged(BASE, changed, SETTINGS, PROJECTIONS)))
     with torch.no_grad():
         torch.testing.assert_close(model(TEXT), plain(TEXT), rtol=1e-4, atol=1e-4)
         assert (plain(TEXT) - build(CONFIG, START)(TEXT)).abs().max() > 0.01
@@ -81,7 +82,9 @@ def test_only_adapters_come_back_and_merged_they_lower_the_loss(trainer: Trainer
     update = ask(trainer, "train.run", epoch=0, version=0, seed=1).tensors
     assert set(update) == set(adapters())
     assert sum(a.nbytes for a in update.values()) < sum(a.nbytes for a in BASE.values())
-    tuned = lora.merged(BASE, {name: value + update[name] for name, value in adapters().items()}, SETTINGS)
+    tuned = lora.merged(
+        BASE, {name: value + update[name] for name, value in adapters().items()}, SETTINGS, PROJECTIONS
+    )
     with torch.no_grad():
         assert build(CONFIG, tensors(tuned)).loss(TEXT) < build(CONFIG, START).loss(TEXT)
     assert all(torch.equal(value, START[name]) for name, value in trainer._jobs["j"].base.items())
