@@ -1,8 +1,10 @@
 """How long it takes to score a million nodes and choose whom to eliminate, or to choose by plan or utility.
 
 `python -m benchmarks.scoring [--quick] [--seed N] --json FILE`. The variants are interleaved; a row is one
-repetition of one of them over synthetic criteria in natural units, unknown values among them. `plan` compares
-the million sets of the fastest 1..N, `oort` works out utilities and draws half of the nodes.
+repetition of one of them over synthetic criteria in natural units, unknown values among them. The scores are
+those that `eliminate` can use. `plan` compares the million sets of the fastest 1..N by time, noise and the
+make-up of their data, `oort` works out utilities and draws half of the nodes, `deadline` draws by lot
+and keeps the fastest, `random` draws whom to eliminate. `all` has nothing to choose.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -19,12 +22,14 @@ import numpy as np
 from benchmarks import envelope
 from benchmarks.envelope import Target
 from orchestrator.core.scoring import fill_unknown, score
+from orchestrator.core.selection.deadline import DeadlineOptions
 from orchestrator.core.selection.elimination import eliminations_per_epoch
 from orchestrator.core.selection.oort import draw
 from orchestrator.core.selection.planning import PlanOptions, Pool, costs
 
 VARIANTS = ("projection", "euclidean", "printed")
-CHOOSERS = ("plan", "oort")
+CHOOSERS = ("plan", "oort", "deadline", "random")
+CLASSES = 64
 BYTES = 2 * 500e6
 EPOCHS = 10
 LIMIT_S = 0.5
@@ -65,20 +70,34 @@ def repetition(values: np.ndarray, variant: str) -> dict[str, Any]:
     }
 
 
-def choosing(values: np.ndarray, chooser: str, seed: int) -> dict[str, Any]:
+def data(nodes: int, seed: int) -> np.ndarray:
+    """Draw the shares of classes in each node's data [N, CLASSES]."""
+    shares = np.random.default_rng([seed, 1]).standard_exponential((nodes, CLASSES))
+    return np.asarray(shares / shares.sum(axis=1, keepdims=True))
+
+
+def choosing(values: np.ndarray, makeup: np.ndarray, chooser: str, seed: int) -> dict[str, Any]:
     """Forecast every node's round from its criteria and choose once; return the seconds of both."""
     began = time.perf_counter()
     compute, bandwidth = fill_unknown(values)[:, :2].T
     round_s = 8 * BYTES / bandwidth + 1e12 / compute
     scored = time.perf_counter()
     if chooser == "plan":
-        pool = Pool(round_s=round_s, load_s=0.01 * round_s, samples=np.ones(len(values)))
+        pool = Pool(round_s=round_s, load_s=0.01 * round_s, samples=np.ones(len(values)), makeup=makeup)
         options = PlanOptions()
         chosen_count = costs(pool, EPOCHS, options).best(options.least_efficiency)
-    else:
+    elif chooser == "oort":
         late = np.median(round_s) / round_s
         utilities = np.where(late < 1, late**2, 1.0)
         chosen_count = len(draw(utilities, len(values) // 2, np.random.default_rng(seed)))
+    elif chooser == "deadline":
+        share = DeadlineOptions()
+        keep = round(share.share * len(values))
+        asked = np.array(Random(seed).sample(range(len(values)), round(share.over_select * keep)))
+        chosen_count = len(asked[np.argpartition(round_s[asked], keep - 1)[:keep]])
+    else:
+        count = eliminations_per_epoch(len(values), EPOCHS)
+        chosen_count = len(Random(seed).sample(range(len(values)), count))
     chosen = time.perf_counter()
     return {
         "variant": chooser,
@@ -90,9 +109,9 @@ def choosing(values: np.ndarray, chooser: str, seed: int) -> dict[str, Any]:
     }
 
 
-def once(values: np.ndarray, variant: str, seed: int) -> dict[str, Any]:
+def once(values: np.ndarray, makeup: np.ndarray, variant: str, seed: int) -> dict[str, Any]:
     """Run one repetition of a score or a chooser."""
-    return repetition(values, variant) if variant in VARIANTS else choosing(values, variant, seed)
+    return repetition(values, variant) if variant in VARIANTS else choosing(values, makeup, variant, seed)
 
 
 def main() -> int:
@@ -105,10 +124,11 @@ def main() -> int:
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     values = criteria(1_000 if options.quick else 1_000_000, options.seed)
+    makeup = data(len(values), options.seed)
     arms = (*VARIANTS, *CHOOSERS)
     for variant in arms:
-        once(values, variant, options.seed)  # the first touch of memory is slow: not kept
-    rows = [once(values, variant, options.seed) for _ in range(7) for variant in arms]
+        once(values, makeup, variant, options.seed)  # the first touch of memory is slow: not kept
+    rows = [once(values, makeup, variant, options.seed) for _ in range(7) for variant in arms]
     targets = []
     for variant in arms:
         median_s = statistics.median(row["total_s"] for row in rows if row["variant"] == variant)

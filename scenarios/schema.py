@@ -13,7 +13,13 @@ from typing import Annotated, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-CRITERIA = ("compute", "bandwidth", "delay", "loss", "time")
+from orchestrator.core.energy import PowerProfile
+from orchestrator.core.scoring import CRITERIA
+from orchestrator.core.scoring import Weights as ScoreWeights
+from orchestrator.core.selection import PolicyOptions
+
+_POLICIES, _POWER, _WEIGHTS = PolicyOptions(), PowerProfile(), ScoreWeights()
+"""Defaults of what the core decides by stand in the core."""
 
 
 class ScenarioError(Exception):
@@ -92,11 +98,11 @@ class Network(_Section):
 class Weights(_Section):
     """Weights of the criteria of the performance score (Pekel 2025, Eq. 2); non-negative, sum 1."""
 
-    compute: Annotated[float, Field(ge=0, le=1)] = 0.2
-    bandwidth: Annotated[float, Field(ge=0, le=1)] = 0.2
-    delay: Annotated[float, Field(ge=0, le=1)] = 0.2
-    loss: Annotated[float, Field(ge=0, le=1)] = 0.2
-    time: Annotated[float, Field(ge=0, le=1)] = 0.2
+    compute: Annotated[float, Field(ge=0, le=1)] = _WEIGHTS.compute
+    bandwidth: Annotated[float, Field(ge=0, le=1)] = _WEIGHTS.bandwidth
+    delay: Annotated[float, Field(ge=0, le=1)] = _WEIGHTS.delay
+    loss: Annotated[float, Field(ge=0, le=1)] = _WEIGHTS.loss
+    time: Annotated[float, Field(ge=0, le=1)] = _WEIGHTS.time
 
     @model_validator(mode="after")
     def _sum_to_one(self) -> Self:
@@ -142,67 +148,71 @@ class Training(_Section):
 
 
 class Eliminate(_Section):
-    """How elimination waits, and when it takes a node back."""
+    """How elimination waits, when it ends, and when it takes a node back."""
 
-    wait: Literal["certain", "all"] = "certain"
+    wait: Literal["certain", "all"] = _POLICIES.eliminate.wait
     """`all`: for every update, as Pekel 2025 says; `certain`: until none could change who is eliminated."""
-    rejoin_margin: Annotated[float, Field(ge=0, le=1)] = 0.1
+    least_efficiency: Annotated[float, Field(ge=0, le=1)] = _POLICIES.eliminate.least_efficiency
+    """Of the progress of all nodes per round; it ends before less is left. 0: at the last node (Eq. 1)."""
+    noise_nodes: Annotated[float, Field(ge=0, le=1e6)] = _POLICIES.eliminate.noise_nodes
+    """Gradient noise scale in samples of an average node, for `least_efficiency`."""
+    rejoin_margin: Annotated[float, Field(ge=0, le=1)] = _POLICIES.eliminate.rejoin_margin
     """By so much must a score exceed the lowest that stays."""
-    rejoin_after: Annotated[int, Field(ge=1, le=10_000)] = 2
+    rejoin_after: Annotated[int, Field(ge=1, le=10_000)] = _POLICIES.eliminate.rejoin_after
     """Epochs that a node is out at least."""
-    rejoin_limit: Annotated[int, Field(ge=0, le=10_000)] = 2
+    rejoin_limit: Annotated[int, Field(ge=0, le=10_000)] = _POLICIES.eliminate.rejoin_limit
     """Times that a node may come back."""
 
 
 class Deadline(_Section):
     """Ask more than needed, keep the fastest (Bonawitz et al. 2019)."""
 
-    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    share: Annotated[float, Field(gt=0, le=1)] = _POLICIES.deadline.share
     """Of all nodes; so many are kept in a round."""
-    over_select: Annotated[float, Field(ge=1, le=100)] = 1.3
-    deadline_s: Annotated[float, Field(gt=0)] | None = None
+    over_select: Annotated[float, Field(ge=1, le=100)] = _POLICIES.deadline.over_select
+    deadline_s: Annotated[float, Field(gt=0)] | None = _POLICIES.deadline.deadline_s
     """The round closes then although fewer have answered."""
 
 
 class Oort(_Section):
     """Guided participant selection (Lai et al., OSDI 2021); the paper's parameters."""
 
-    share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    over_select: Annotated[float, Field(ge=1, le=100)] = 1.3
-    alpha: Annotated[float, Field(ge=0, le=100)] = 2.0
-    epsilon: Annotated[float, Field(ge=0, le=1)] = 0.9
-    epsilon_factor: Annotated[float, Field(ge=0, le=1)] = 0.98
-    epsilon_least: Annotated[float, Field(ge=0, le=1)] = 0.2
-    cut_off: Annotated[float, Field(ge=0, le=1)] = 0.95
-    clip: Annotated[float, Field(ge=0, le=1)] = 0.95
-    pace: Annotated[float, Field(ge=0, le=1)] = 0.5
-    pace_step: Annotated[float, Field(ge=0, le=1)] = 0.1
-    window: Annotated[int, Field(ge=1, le=10_000)] = 5
-    most_picks: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
+    share: Annotated[float, Field(gt=0, le=1)] = _POLICIES.oort.share
+    over_select: Annotated[float, Field(ge=1, le=100)] = _POLICIES.oort.over_select
+    alpha: Annotated[float, Field(ge=0, le=100)] = _POLICIES.oort.alpha
+    epsilon: Annotated[float, Field(ge=0, le=1)] = _POLICIES.oort.epsilon
+    epsilon_factor: Annotated[float, Field(ge=0, le=1)] = _POLICIES.oort.epsilon_factor
+    epsilon_least: Annotated[float, Field(ge=0, le=1)] = _POLICIES.oort.epsilon_least
+    cut_off: Annotated[float, Field(ge=0, le=1)] = _POLICIES.oort.cut_off
+    clip: Annotated[float, Field(ge=0, le=1)] = _POLICIES.oort.clip
+    pace: Annotated[float, Field(ge=0, le=1)] = _POLICIES.oort.pace
+    pace_step: Annotated[float, Field(ge=0, le=1)] = _POLICIES.oort.pace_step
+    window: Annotated[int, Field(ge=1, le=10_000)] = _POLICIES.oort.window
+    most_picks: Annotated[int, Field(ge=1, le=1_000_000)] = _POLICIES.oort.most_picks
 
 
 class Plan(_Section):
     """What planning weighs time against (docs/policies.md)."""
 
-    noise_nodes: Annotated[float, Field(ge=0, le=1e6)] = 3.0
+    noise_nodes: Annotated[float, Field(ge=0, le=1e6)] = _POLICIES.plan.noise_nodes
     """Gradient noise scale in samples of an average node."""
-    least_efficiency: Annotated[float, Field(ge=0, le=1)] = 0.8
+    least_efficiency: Annotated[float, Field(ge=0, le=1)] = _POLICIES.plan.least_efficiency
     """Progress per round that a set must make, as a share of all nodes'."""
-    drift: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    drift: Annotated[float, Field(ge=0, le=1e6)] = _POLICIES.plan.drift
     """What it costs if the kept data is unlike the whole."""
-    gain: Annotated[float, Field(ge=0, le=1)] = 0.1
+    gain: Annotated[float, Field(ge=0, le=1)] = _POLICIES.plan.gain
     """Share of the time left that a change must save."""
-    patience: Annotated[float, Field(ge=1, le=1e6)] = 1.5
+    patience: Annotated[float, Field(ge=1, le=1e6)] = _POLICIES.plan.patience
     """A round does not wait longer than so many times its forecast, if `quorum` have answered."""
-    quorum: Annotated[float, Field(ge=0, le=1)] = 0.5
+    quorum: Annotated[float, Field(ge=0, le=1)] = _POLICIES.plan.quorum
 
 
 class Power(_Section):
     """What a node's device draws: computing, transferring, idle. Round figures, not a measurement."""
 
-    compute_w: Annotated[float, Field(ge=0, le=1e6)] = 10.0
-    transfer_w: Annotated[float, Field(ge=0, le=1e6)] = 4.0
-    idle_w: Annotated[float, Field(ge=0, le=1e6)] = 2.0
+    compute_w: Annotated[float, Field(ge=0, le=1e6)] = _POWER.compute_w
+    transfer_w: Annotated[float, Field(ge=0, le=1e6)] = _POWER.transfer_w
+    idle_w: Annotated[float, Field(ge=0, le=1e6)] = _POWER.idle_w
 
 
 class Finetune(_Section):

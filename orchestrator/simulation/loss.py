@@ -31,11 +31,11 @@ class LossModel(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """The form of the fitted loss: floor + (start - floor) g + noise / n (1 - g), g = (1 + x / scale)^-power.
+    """The form of the fitted loss: floor + (start - floor) g + noise v (1 - g), g = (1 + x / scale)^-power.
 
     x is the training so far, in rounds: of each the mean samples of a contributor, relative to the usual.
-    With averaged updates a round makes the progress of one node, whatever their number; n, those of the
-    newest round, make it less noisy.
+    With averaged updates a round makes the progress of one node, whatever their number. The more contribute,
+    the less noisy it is: v is 1 / contributors, of which each round keeps the share `memory` from before.
     """
 
     start: float
@@ -43,15 +43,24 @@ class Curve:
     scale: float
     power: float
     noise: float
+    memory: float
 
     def __post_init__(self) -> None:
-        if not (self.start > self.floor >= 0 and self.scale > 0 and self.power > 0 and self.noise >= 0):
-            raise InvalidValue(f"loss curve: start > floor >= 0, scale, power > 0, noise >= 0; is {self}")
+        falls = self.start > self.floor >= 0 and self.scale > 0 and self.power > 0
+        if not (falls and self.noise >= 0 and 0 <= self.memory < 1):
+            raise InvalidValue(
+                f"loss curve: start > floor >= 0, scale, power > 0, noise >= 0, memory in [0, 1); is {self}"
+            )
 
-    def loss(self, progress: float, contributors: int) -> float:
-        """Return the loss after `progress` rounds, the last with so many `contributors`."""
+    def noisier(self, before: float | None, contributors: int) -> float:
+        """Return v after a round of `contributors`; `before` it, None if it is the first."""
+        newest = 1 / contributors
+        return newest if before is None else self.memory * before + (1 - self.memory) * newest
+
+    def loss(self, progress: float, noisy: float) -> float:
+        """Return the loss after `progress` rounds; `noisy` is v."""
         left = float((1 + progress / self.scale) ** -self.power)
-        return self.floor + (self.start - self.floor) * left + self.noise / contributors * (1 - left)
+        return self.floor + (self.start - self.floor) * left + self.noise * noisy * (1 - left)
 
 
 class FittedLoss:
@@ -60,7 +69,7 @@ class FittedLoss:
     def __init__(self, curve: Curve, *, samples_per_round: float) -> None:
         self._curve = curve
         self._unit = samples_per_round
-        self._versions = {0: (0.0, 1)}
+        self._versions: dict[int, tuple[float, float | None]] = {0: (0.0, None)}
         self.source = "curve fitted on real training"
 
     def train(self, node: str, epoch: int, version: int) -> float | None:
@@ -71,9 +80,10 @@ class FittedLoss:
         """Note a round."""
         count = len(order.contributions)
         done = sum(item.weight for item in order.contributions) / count / self._unit
-        progress, _ = self._versions[order.base_version]
-        self._versions[order.new_version] = (progress + done, count)
+        progress, noisy = self._versions[order.base_version]
+        self._versions[order.new_version] = (progress + done, self._curve.noisier(noisy, count))
 
     def loss(self, version: int) -> float:
         """Return the loss of `version`."""
-        return self._curve.loss(*self._versions[version])
+        progress, noisy = self._versions[version]
+        return self._curve.loss(progress, noisy or 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
+from dataclasses import replace
 from math import sqrt
 from typing import Protocol
 
@@ -14,6 +15,8 @@ from orchestrator.simulation.world import Measuring, Node
 
 _Z95 = 1.959964
 _SOURCE = "simulated measurement"
+_LEAST = 0.1
+"""Of the true value: however wrong a measurement is, it is above 0."""
 
 
 class Observer(Protocol):
@@ -51,7 +54,11 @@ class Controller:
         measuring: Measuring,
         seed: int,
     ) -> None:
-        self._nodes = nodes
+        errors = measuring.compute_error * np.random.default_rng([seed, 0x6370]).standard_normal(len(nodes))
+        self._nodes = tuple(
+            replace(node, compute_flops=node.compute_flops * max(1 + float(error), _LEAST))
+            for node, error in zip(nodes, errors, strict=True)
+        )
         self._shapes = shapes
         self._measuring = measuring
         self._seed = seed
@@ -69,8 +76,8 @@ class Controller:
         paths = {
             pair: self._path(
                 pair,
-                delay_s=delays_s[pair] * max(float(delay_error[i]), 0.1),
-                rate_bps=shape.rate_bps * max(float(rate_error[i]), 0.1),
+                delay_s=delays_s[pair] * max(float(delay_error[i]), _LEAST),
+                rate_bps=shape.rate_bps * max(float(rate_error[i]), _LEAST),
                 lost=int(lost[i]),
             )
             for i, (pair, shape) in enumerate(self._shapes.items())
@@ -78,7 +85,7 @@ class Controller:
         return Network(taken_at_s=now_s, paths=paths)
 
     def states(self, gone: Set[str]) -> tuple[NodeState, ...]:
-        """Return what is known of the nodes' devices; those `gone` are not alive."""
+        """Return what is stated of the nodes' devices; those `gone` are not alive."""
         return node_states(self._nodes, gone)
 
     def _path(self, pair: tuple[str, str], *, delay_s: float, rate_bps: float, lost: int) -> PathMetrics:

@@ -117,14 +117,19 @@ class Orchestrator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measuring:
-    """How well paths are measured: relative standard errors, and the packets that a loss figure stands on."""
+    """How well paths and devices are known: relative standard errors, and the packets of a loss figure.
+
+    Paths are measured anew each time; what is stated of a device's compute power is wrong once for all.
+    """
 
     delay_error: float = 0.03
     rate_error: float = 0.05
+    compute_error: float = 0.0
     loss_packets: int = 2000
 
     def __post_init__(self) -> None:
-        if not 0 <= self.delay_error < 1 or not 0 <= self.rate_error < 1 or self.loss_packets < 1:
+        errors = (self.delay_error, self.rate_error, self.compute_error)
+        if not all(0 <= error < 1 for error in errors) or self.loss_packets < 1:
             raise InvalidValue(f"measuring: errors must be in [0, 1), loss_packets at least 1: {self}")
 
 

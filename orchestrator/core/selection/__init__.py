@@ -32,7 +32,10 @@ POLICIES = ("all", "eliminate", "random", "deadline", "oort", "plan")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyOptions:
-    """The parameters of every policy that has some; the others' are not looked at."""
+    """The parameters of every policy that has some; the others' are not looked at.
+
+    `random` eliminates as many as `eliminate` does, and has its least number from there.
+    """
 
     eliminate: EliminationOptions = field(default_factory=EliminationOptions)
     deadline: DeadlineOptions = field(default_factory=DeadlineOptions)
@@ -56,9 +59,17 @@ def make_policy(
         case "all":
             return AllResources()
         case "eliminate":
-            return Elimination(per_epoch=eliminations_per_epoch(nodes, epochs), options=chosen.eliminate)
+            return Elimination(
+                per_epoch=eliminations_per_epoch(nodes, epochs),
+                keep=chosen.eliminate.least_nodes(nodes),
+                options=chosen.eliminate,
+            )
         case "random":
-            return RandomElimination(per_epoch=eliminations_per_epoch(nodes, epochs), seed=seed)
+            return RandomElimination(
+                per_epoch=eliminations_per_epoch(nodes, epochs),
+                keep=chosen.eliminate.least_nodes(nodes),
+                seed=seed,
+            )
         case "deadline":
             return Deadline(nodes=nodes, seed=seed, options=chosen.deadline)
         case "oort":

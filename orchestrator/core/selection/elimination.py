@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import isfinite
+from typing import Literal
 
 from orchestrator.core.decisions import NodeScore
 from orchestrator.core.errors import InvalidPolicy, InvalidValue
@@ -13,23 +15,28 @@ from orchestrator.core.selection.interface import (
     RoundPlan,
     RoundStart,
     RoundView,
-    keep_one,
+    may_go,
 )
+from orchestrator.core.selection.progress import NOISE_NODES, least_nodes
 
 WAITS = ("certain", "all")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EliminationOptions:
-    """How elimination waits, and when it takes a node back.
+    """How elimination waits, when it ends, and when it takes a node back.
 
     `wait`: `all` waits for every update, as Algorithm 1 says (line 6); `certain` waits until no update still
-    missing could change who is eliminated. A node comes back if its score exceeds that of the lowest that
-    stays by `rejoin_margin`, `rejoin_after` epochs after it went at the earliest, and `rejoin_limit` times
-    at most.
+    missing could change who is eliminated. It ends where one node fewer would make less than
+    `least_efficiency` of the progress of all nodes per round, with a gradient noise scale of `noise_nodes`
+    (`progress`); 0: at the last node, as Eq. 1 has it. A node comes back if its score exceeds that of the
+    lowest that stays by `rejoin_margin`, `rejoin_after` epochs after it went at the earliest, and
+    `rejoin_limit` times at most.
     """
 
-    wait: str = "certain"
+    wait: Literal["certain", "all"] = "certain"
+    least_efficiency: float = 0.0
+    noise_nodes: float = NOISE_NODES
     rejoin_margin: float = 0.1
     rejoin_after: int = 2
     rejoin_limit: int = 2
@@ -37,11 +44,20 @@ class EliminationOptions:
     def __post_init__(self) -> None:
         if self.wait not in WAITS:
             raise InvalidValue(f"eliminate: wait is {self.wait!r}; known: {', '.join(WAITS)}")
+        if not 0 <= self.least_efficiency <= 1 or not (isfinite(self.noise_nodes) and self.noise_nodes >= 0):
+            raise InvalidValue(
+                f"eliminate: least_efficiency {self.least_efficiency}, noise_nodes {self.noise_nodes}: "
+                "must be in 0..1 and at least 0"
+            )
         if not self.rejoin_margin >= 0 or self.rejoin_after < 1 or self.rejoin_limit < 0:
             raise InvalidValue(
                 f"eliminate: rejoin_margin {self.rejoin_margin}, rejoin_after {self.rejoin_after}, "
                 f"rejoin_limit {self.rejoin_limit}: must be at least 0, 1 and 0"
             )
+
+    def least_nodes(self, nodes: int) -> int:
+        """Return how many of `nodes` are never eliminated."""
+        return least_nodes(nodes, noise_nodes=self.noise_nodes, least_efficiency=self.least_efficiency)
 
 
 def eliminations_per_epoch(nodes: int, epochs: int) -> int:
@@ -64,9 +80,10 @@ def eliminations_per_epoch(nodes: int, epochs: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Elimination(Everybody):
-    """Eliminate `per_epoch` of the lowest scores, never the last node; ties fall by name, the later goes."""
+    """Eliminate `per_epoch` of the lowest scores, never the last `keep`; of equals the later name goes."""
 
     per_epoch: int
+    keep: int = 1
     options: EliminationOptions = field(default_factory=EliminationOptions)
     name: str = "eliminate"
 
@@ -74,9 +91,9 @@ class Elimination(Everybody):
         """Have all train; wait for all but those that the epoch eliminates, if `wait` is `certain`."""
         count = len(start.candidates)
         last = start.epoch == start.situation.epochs - 1
-        if self.options.wait == "all" or last or count <= 1:
+        if self.options.wait == "all" or last or count <= self.keep:
             return RoundPlan(participants=start.candidates, reason=f"all {count} train and are waited for")
-        quorum = count - min(self.per_epoch, count - 1)
+        quorum = count - min(self.per_epoch, count - self.keep)
         reason = f"all {count} train; the {count - quorum} lowest are not waited for once they are certain"
         return RoundPlan(participants=start.candidates, quorum=quorum, reason=reason)
 
@@ -109,7 +126,7 @@ class Elimination(Everybody):
     ) -> tuple[NodeScore, ...]:
         """Return the lowest, in the order of their scores; those of `first` before any other."""
         ordered = sorted(scores, key=lambda score: score.node in first)
-        lowest = {score.node for score in ordered[len(scores) - keep_one(self.per_epoch, scores) :]}
+        lowest = {score.node for score in ordered[len(scores) - may_go(self.per_epoch, scores, self.keep) :]}
         return tuple(score for score in scores if score.node in lowest)
 
     def _recovered(self, view: RoundView, out: set[str]) -> list[str]:
@@ -133,7 +150,8 @@ class Elimination(Everybody):
 
     def _explain(self, view: RoundView, worst: tuple[NodeScore, ...]) -> str:
         if not worst:
-            return f"only {len(view.scores)} took part; the last node is never eliminated"
+            least = "the last node is" if self.keep == 1 else f"the last {self.keep} are"
+            return f"only {len(view.scores)} took part; {least} never eliminated"
         listed = ", ".join(f"{score.node} ({score.score:.3f})" for score in worst)
         late = [score.node for score in worst if score.node in view.late]
         lowest = f"{listed}: the lowest of {len(view.scores)} scores"

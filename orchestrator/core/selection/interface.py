@@ -190,6 +190,6 @@ class Everybody:
         return Choice(eliminated=(), reason=f"all {len(view.scores)} stay")
 
 
-def keep_one(count: int, scores: Sequence[NodeScore]) -> int:
-    """Bound a number of eliminations so that one of the scored nodes is left."""
-    return max(0, min(count, len(scores) - 1))
+def may_go(count: int, scores: Sequence[NodeScore], keep: int) -> int:
+    """Bound a number of eliminations so that `keep` of the scored nodes are left."""
+    return max(0, min(count, len(scores) - keep))

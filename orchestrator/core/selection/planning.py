@@ -9,11 +9,10 @@ and e(S) in (0, 1] the progress of a round with S, as a share of one with all no
 
     e(S) = (1 + noise / samples(all)) / (1 + noise / samples(S)) * exp(-drift * d(S))
 
-The first factor is McCandlish et al. 2018 (arXiv 1812.06162, Eq. 2.11): averages over fewer samples are
-noisier and need more steps, by 1 + noise scale / batch. d(S) is the total variation distance between the
-make-up of S's data and that of all nodes': what S never sees it does not learn. No S below the least
-efficiency is taken, because the number of rounds is fixed: the loss at the end must be that of all nodes, or
-nearly.
+The first factor is `progress.efficiency`: averages over fewer samples are noisier. d(S) is the total
+variation distance between the make-up of S's data and that of all nodes': what S never sees it does not
+learn. No S below the least efficiency is taken, because the number of rounds is fixed: the loss at the end
+must be that of all nodes, or nearly.
 
 Ordered by time, the first k nodes dominate any other set whose slowest member is the k-th (more samples at
 the same pace), so N sets are compared, not 2^N. Shapes: N nodes, C classes.
@@ -22,14 +21,19 @@ the same pace), so N sets are compared, not 2^N. Shapes: N nodes, C classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
+from math import exp, isfinite
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array
 
 from orchestrator.core.errors import InvalidValue
+from orchestrator.core.selection.progress import NOISE_NODES, efficiency
 
 Floats = npt.NDArray[np.float64]
+
+_SIZES = 2048
+"""Of more sets than this the distance is not worked out for each: a million of them would take seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +47,8 @@ class PlanOptions:
     takes this many times the forecast, if `quorum` of the members have answered.
     """
 
-    noise_nodes: float = 3.0
-    least_efficiency: float = 0.8
+    noise_nodes: float = NOISE_NODES
+    least_efficiency: float = 0.74
     drift: float = 1.0
     gain: float = 0.1
     patience: float = 1.5
@@ -100,14 +104,14 @@ def costs(pool: Pool, rounds: int, options: PlanOptions) -> Costs:
     counts = np.arange(1, len(order) + 1)
     round_s = np.maximum(np.maximum.accumulate(pool.round_s[order]), counts * pool.shared_s)
     load_s = np.maximum.accumulate(pool.load_s[order])
-    samples = np.cumsum(pool.samples[order])
-    makeup = None if pool.makeup is None else pool.makeup[order]
-    efficiency = _efficiency(samples, makeup, pool.samples[order], pool, options)
+    progress = _progress(np.cumsum(pool.samples[order]), pool, options)
+    if pool.makeup is not None and options.drift > 0:
+        progress *= np.exp(-options.drift * _distances(pool, pool.makeup, order))
     return Costs(
         order=order,
-        seconds=(rounds * round_s + load_s) / efficiency,
+        seconds=(rounds * round_s + load_s) / progress,
         round_s=round_s,
-        efficiency=efficiency,
+        efficiency=progress,
     )
 
 
@@ -119,21 +123,35 @@ def cost_of(
         return float("inf"), 0.0
     shared_s = float(members.sum()) * pool.shared_s
     round_s = max(float(pool.round_s[members].max()), shared_s)
-    mine = pool.samples[members]
-    makeup = None if pool.makeup is None else pool.makeup[members]
-    efficiency = float(_efficiency(np.cumsum(mine), makeup, mine, pool, options)[-1])
-    return (rounds * round_s + float(pool.load_s[members].max())) / efficiency, efficiency
+    samples = pool.samples[members]
+    progress = float(_progress(samples.sum(keepdims=True), pool, options)[0])
+    if pool.makeup is not None:
+        mixture = samples @ pool.makeup[members] / samples.sum()
+        progress *= exp(-options.drift * float(_distance(mixture, _whole(pool, pool.makeup))))
+    return (rounds * round_s + float(pool.load_s[members].max())) / progress, progress
 
 
-def _efficiency(
-    samples: Floats, makeup: Floats | None, weights: Floats, pool: Pool, options: PlanOptions
-) -> Floats:
-    """Return e of the sets whose samples are `samples` [n]; `makeup` [n, C] and `weights` [n] likewise."""
+def _progress(samples: Floats, pool: Pool, options: PlanOptions) -> Floats:
+    """Return e of sets with `samples` [n] in all, but for the drift."""
     noise = options.noise_nodes * float(pool.samples.mean())
-    noisy = (1 + noise / float(pool.samples.sum())) / (1 + noise / samples)
-    if makeup is None or pool.makeup is None or options.drift == 0:
-        return np.asarray(noisy)
-    whole = pool.samples @ pool.makeup / pool.samples.sum()
-    mixture = np.cumsum(makeup * weights[:, None], axis=0) / samples[:, None]
-    distance = np.abs(mixture - whole).sum(axis=1) / 2
-    return np.asarray(noisy * np.exp(-options.drift * distance))
+    return efficiency(samples, whole=float(pool.samples.sum()), noise=noise)
+
+
+def _distances(pool: Pool, makeup: Floats, order: npt.NDArray[np.intp]) -> Floats:
+    """Return d of the sets of the first 1..N of `order`; of many by line between _SIZES of them."""
+    count = len(order)
+    counts = np.arange(1, count + 1)
+    sizes = counts if count <= _SIZES else np.unique(np.geomspace(1, count, _SIZES).round().astype(np.intp))
+    blocks = csr_array((pool.samples[order], order, np.concatenate([[0], sizes])), shape=(len(sizes), count))
+    sums = np.cumsum(blocks @ makeup, axis=0)
+    mixtures = sums / np.cumsum(pool.samples[order])[sizes - 1, None]
+    return np.asarray(np.interp(counts, sizes, _distance(mixtures, _whole(pool, makeup))))
+
+
+def _distance(mixture: Floats, whole: Floats) -> Floats:
+    """Return the total variation distance of `mixture` [..., C] from `whole` [C]."""
+    return np.asarray(np.abs(mixture - whole).sum(axis=-1) / 2)
+
+
+def _whole(pool: Pool, makeup: Floats) -> Floats:
+    return np.asarray(pool.samples @ makeup / pool.samples.sum())

@@ -23,6 +23,7 @@ from orchestrator.core.selection import (
     Situation,
     make_policy,
 )
+from orchestrator.core.selection.progress import efficiency, least_nodes
 
 
 def eliminate(nodes: int = 9, epochs: int = 5, **options: object) -> Policy:
@@ -156,6 +157,36 @@ def test_scores_that_waver_within_the_margin_make_nobody_flap(noise: list[float]
         active = {i: value for i, value in active.items() if names_of[i] not in choice.eliminated}
 
 
+@pytest.mark.parametrize("name", ["eliminate", "random"])
+def test_it_ends_where_fewer_nodes_would_make_too_little_progress(name: str) -> None:
+    """(1 + 3/9) / (1 + 3/4) is 0.76, of three nodes it would be 0.67."""
+    options = PolicyOptions(eliminate=EliminationOptions(least_efficiency=0.7, noise_nodes=3.0))
+    policy = make_policy(name, nodes=9, epochs=5, rng=Random(0), options=options)
+    assert len(policy.choose(view(1, dict.fromkeys("abcde", 0.5), {}, ())).eliminated) == 1
+    four = policy.choose(view(2, dict.fromkeys("abcd", 0.5), {}, ()))
+    assert four.eliminated == ()
+
+
+def test_who_cannot_be_eliminated_is_waited_for() -> None:
+    policy = eliminate(least_efficiency=0.7)
+    situation = Situation(epochs=5)
+    assert policy.plan_round(RoundStart(epoch=1, candidates=names(5), situation=situation)).quorum == 4
+    assert policy.plan_round(RoundStart(epoch=2, candidates=names(4), situation=situation)).quorum is None
+    reason = policy.choose(view(2, dict.fromkeys("abcd", 0.5), {}, ())).reason
+    assert reason == "only 4 took part; the last 4 are never eliminated"
+
+
+@given(nodes=st.integers(1, 500), noise=st.floats(0, 50), least=st.floats(0, 1))
+def test_the_least_number_is_the_first_that_is_efficient_enough(
+    nodes: int, noise: float, least: float
+) -> None:
+    found = least_nodes(nodes, noise_nodes=noise, least_efficiency=least)
+    assert 1 <= found <= nodes
+    assert efficiency(float(found), whole=nodes, noise=noise) >= least - 1e-6
+    if found > 1:
+        assert efficiency(found - 1.0, whole=nodes, noise=noise) < least + 1e-6
+
+
 def test_by_lot_one_comes_back_for_each_that_was_lost() -> None:
     policy = make_policy("random", nodes=9, epochs=5, rng=Random(3))
     plain = view(2, {"a": 0.9, "b": 0.5, "c": 0.4}, {"x": 0.1, "y": 0.2}, GONE)
@@ -167,7 +198,15 @@ def test_by_lot_one_comes_back_for_each_that_was_lost() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"wait": "never"}, {"rejoin_margin": -1.0}, {"rejoin_after": 0}, {"rejoin_limit": -1}]
+    "options",
+    [
+        {"wait": "never"},
+        {"least_efficiency": 1.1},
+        {"noise_nodes": -1.0},
+        {"rejoin_margin": -1.0},
+        {"rejoin_after": 0},
+        {"rejoin_limit": -1},
+    ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(InvalidValue, match="eliminate: "):
