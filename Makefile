@@ -40,6 +40,8 @@ mininet-down: setup ## stop exactly what mininet-up started, also after a crash
 bench: setup ## run the benchmarks at full size; figures go to results/
 	@mkdir -p results
 	@$(BIN)/python -m benchmarks.scoring --json results/scoring.json
+	@$(BIN)/python -m benchmarks.stragglers --part simulation --part sensitivity --part training \
+		--part validation --part emulation --json results/stragglers.json
 	@$(BIN)/python -m benchmarks.network_accuracy --json results/network_accuracy.json
 	@$(BIN)/python -m benchmarks.round_overhead --json results/round_overhead.json
 

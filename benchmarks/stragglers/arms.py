@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from benchmarks.stragglers.fitted import FITTED_WEIGHTS
+from benchmarks.stragglers.fitted import FITTED_WEIGHTS, LEAST_EFFICIENCY
 from orchestrator.core.scoring import CRITERIA, Weights
 from orchestrator.core.selection import EliminationOptions, PolicyOptions
 from orchestrator.finetune.messages import JobSpec
 
 _PATIENT_S = 1e9
+_KEEPING = EliminationOptions(least_efficiency=LEAST_EFFICIENCY)
 _AS_PRINTED = EliminationOptions(wait="all", rejoin_limit=0)
 """Pekel 2025 waits for every update; a node that was eliminated stays so in its figures."""
 
@@ -65,7 +66,7 @@ def eliminating(name: str, weights: Weights, *, score: str = "euclidean", printe
         score=score,
         weights=weights,
         time_criterion="train_s" if printed else "round_s",
-        eliminate=_AS_PRINTED if printed else EliminationOptions(),
+        eliminate=_AS_PRINTED if printed else _KEEPING,
     )
 
 
@@ -78,13 +79,35 @@ FITTED_WAITING = Arm(
     name="eliminate, fitted, waits for all",
     policy="eliminate",
     weights=FITTED_WEIGHTS,
-    eliminate=EliminationOptions(wait="all"),
+    eliminate=replace(_KEEPING, wait="all"),
 )
-RANDOM = Arm(name="random", policy="random")
+TO_THE_LAST = Arm(
+    name="eliminate, fitted, to the last",
+    policy="eliminate",
+    weights=FITTED_WEIGHTS,
+    eliminate=EliminationOptions(),
+)
+"""As many as Eq. 1 says, down to the last nodes: what it costs in loss."""
+RANDOM = Arm(name="random", policy="random", eliminate=_KEEPING)
 DEADLINE = Arm(name="deadline", policy="deadline")
 OORT = Arm(name="oort", policy="oort")
 PLAN = Arm(name="plan", policy="plan")
 
-ARMS = (ALL, PRINTED, PROJECTION, EUCLIDEAN, FITTED_WAITING, FITTED, RANDOM, DEADLINE, OORT, PLAN)
+BEST_SET = Arm(name="best set in hindsight", policy="all")
+"""A bound for `plan`, not an arm: who takes part is chosen knowing how long everybody takes."""
+
+ARMS = (
+    ALL,
+    PRINTED,
+    PROJECTION,
+    EUCLIDEAN,
+    FITTED_WAITING,
+    TO_THE_LAST,
+    FITTED,
+    RANDOM,
+    DEADLINE,
+    OORT,
+    PLAN,
+)
 POLICIES = (ALL, FITTED, RANDOM, DEADLINE, OORT, PLAN)
 """One arm for each policy."""

@@ -1,7 +1,8 @@
 """Fit what the simulation and the score use: `python -m benchmarks.stragglers.fit [--curve] [--weights]`.
 
-The curve is fitted on real training of the built-in model, with 1 to 24 of 24 nodes contributing; the weights
-on simulated jobs, by the median reduction of elimination. Both print what `fitted.py` holds.
+The curve is fitted on real training of the built-in model with 2 to 24 of 24 nodes contributing, jobs that
+lose nodes and jobs that gain them among it. It says where elimination must end. The weights are fitted on
+simulated jobs, by the median reduction of elimination that ends there. It prints what `fitted.py` holds.
 """
 
 from __future__ import annotations
@@ -15,30 +16,55 @@ from statistics import median
 
 import numpy as np
 import torch
-from scipy.optimize import least_squares
+from scipy.optimize import least_squares, minimize_scalar
 
 from benchmarks.stragglers import arms, sweep
 from benchmarks.stragglers.small import small_job
 from orchestrator.core.scoring import CRITERIA, Weights
+from orchestrator.core.selection import EliminationOptions, eliminations_per_epoch
+from orchestrator.core.selection.progress import efficiency
 from orchestrator.finetune.messages import Aggregate, Contribution
 from orchestrator.simulation.loss import Curve
 
 FIT_SEED = 1001
 """Of the first network and partition; the figures use seeds from 1 on, far fewer than 1000."""
 PARTITIONS = 24
-CONTRIBUTORS = (1, 2, 4, 8, 16, 24)
 SETUPS, NODES, SEEDS = (1, 2, 3), (12, 40), tuple(range(FIT_SEED, FIT_SEED + 4))
 STEPS = 4
 """Weights are tried in quarters, of one, two or three criteria."""
+LOSS_LIMIT = 1.02
+"""Of the final loss of all: elimination ends where the curve says that fewer nodes would exceed it."""
+LEAST_EFFICIENCIES = (0.0, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85)
+
+Path = tuple[int, ...]
 
 
-def train(contributors: int) -> list[float]:
-    """Return the held-out loss before and after each of the sweep's rounds, with the first `contributors`."""
+def constant(count: int) -> Path:
+    """Return a job in which `count` nodes contribute to each round."""
+    return (count,) * sweep.EPOCHS
+
+
+def eliminated(nodes: int, keep: int = 1) -> Path:
+    """Return how many contribute to each round if Eq. 1 eliminates down to `keep`."""
+    step = eliminations_per_epoch(nodes, sweep.EPOCHS)
+    return tuple(max(nodes - step * epoch, keep) for epoch in range(sweep.EPOCHS))
+
+
+PATHS = (
+    *(constant(count) for count in (2, 4, 8, 16, PARTITIONS)),
+    eliminated(PARTITIONS),
+    eliminated(PARTITIONS, keep=10),
+    tuple(reversed(eliminated(PARTITIONS))),
+)
+
+
+def train(path: Path) -> list[float]:
+    """Return the held-out loss before and after each round, of each the first nodes contributing."""
     torch.set_num_threads(1)
-    job = small_job(PARTITIONS, seed=FIT_SEED)
-    nodes = job.nodes[:contributors]
+    job = small_job(PARTITIONS, seed=FIT_SEED, epochs=sweep.EPOCHS)
     losses = [job.training.loss(0)]
-    for epoch in range(sweep.EPOCHS):
+    for epoch, count in enumerate(path):
+        nodes = job.nodes[:count]
         for node in nodes:
             job.training.train(node, epoch, epoch)
         shares = tuple(Contribution(node=node, weight=1.0) for node in nodes)
@@ -55,26 +81,67 @@ def train(contributors: int) -> list[float]:
     return losses
 
 
-def fit_curve(contributors: Sequence[int], losses: Sequence[Sequence[float]]) -> tuple[Curve, float]:
-    """Fit a curve to `losses` (a list per number of contributors); returns it and the RMS error in nats."""
+def follow(curve: Curve, path: Path) -> list[float]:
+    """Return what the curve says of the loss before and after each round of `path`."""
+    noisy: float | None = None
+    losses = [curve.loss(0.0, 0.0)]
+    for rounds, count in enumerate(path, start=1):
+        noisy = curve.noisier(noisy, count)
+        losses.append(curve.loss(float(rounds), noisy))
+    return losses
+
+
+def fit_curve(paths: Sequence[Path], losses: Sequence[Sequence[float]]) -> tuple[Curve, float]:
+    """Fit a curve to `losses` (a list for each of `paths`); returns it and the RMS error in nats."""
     seen = np.array(losses)
-    rounds = np.arange(seen.shape[1])
-    counts = np.array(contributors, dtype=float)[:, None]
-
-    def model(values: np.ndarray) -> np.ndarray:
-        start, floor, scale, power, noise = values
-        left = (1 + rounds / scale) ** -power
-        return floor + (start - floor) * left + noise / counts * (1 - left)
-
     start = float(seen[:, 0].mean())
+
+    def made(values: np.ndarray) -> Curve:
+        first, share, *others = (float(value) for value in values)
+        scale, power, noise, memory = others
+        return Curve(start=first, floor=share * first, scale=scale, power=power, noise=noise, memory=memory)
+
+    def errors(values: np.ndarray) -> np.ndarray:
+        curve = made(values)
+        return np.concatenate(
+            [np.array(follow(curve, path)) - row for path, row in zip(paths, seen, strict=True)]
+        )
+
     found = least_squares(
-        lambda values: (model(values) - seen).ravel(),
-        x0=[start, 0.6 * start, 3.0, 0.7, 0.1],
-        bounds=([0.5 * start, 0.0, 1e-2, 1e-2, 0.0], [2 * start, 0.98 * start, 1e4, 10.0, start]),
+        errors,
+        x0=[start, 0.6, 3.0, 0.7, 0.1, 0.3],
+        bounds=([0.5 * start, 0.0, 1e-2, 1e-2, 0.0, 0.0], [2 * start, 0.98, 1e4, 10.0, start, 0.99]),
     )
-    start, floor, scale, power, noise = (float(value) for value in found.x)
-    curve = Curve(start=start, floor=floor, scale=scale, power=power, noise=noise)
-    return curve, float(np.sqrt(np.mean(found.fun**2)))
+    return made(found.x), float(np.sqrt(np.mean(found.fun**2)))
+
+
+def fit_noise(paths: Sequence[Path], losses: Sequence[Sequence[float]]) -> tuple[float, list[float]]:
+    """Fit the gradient noise scale, in nodes, to constant `paths`, of which the last has all nodes.
+
+    The progress of a round is measured as the share of the rounds that all nodes need to the same loss.
+    Returns the scale and the measured progress of each path.
+    """
+    counts = np.array([path[0] for path in paths], dtype=float)
+    usual = np.minimum.accumulate(np.array(losses[-1]))
+    rounds = np.arange(len(usual), dtype=float)
+    needed = [float(np.interp(-row[-1], -usual, rounds)) for row in losses]
+    progress = np.array(needed) / rounds[-1]
+    found = minimize_scalar(
+        lambda noise: float(np.sum((efficiency(counts, whole=counts[-1], noise=noise) - progress) ** 2)),
+        bounds=(0.0, 50.0),
+        method="bounded",
+    )
+    return float(found.x), progress.tolist()
+
+
+def feasible(curve: Curve, least_efficiency: float) -> dict[int, float]:
+    """Return the final loss of elimination that ends there over that of all, by the number of nodes."""
+    found = {}
+    for nodes in NODES:
+        keep = EliminationOptions(least_efficiency=least_efficiency).least_nodes(nodes)
+        losses = follow(curve, eliminated(nodes, keep))
+        found[nodes] = losses[-1] / follow(curve, constant(nodes))[-1]
+    return found
 
 
 def candidates() -> list[Weights]:
@@ -106,6 +173,27 @@ def fit_weights(cases: Sequence[sweep.Case], weights: Sequence[Weights], *, proc
     return [median(values) for values in zip(*found, strict=True)]
 
 
+def print_curve(processes: int) -> None:
+    """Train, fit the curve and the noise scale, and say where elimination may end."""
+    with ProcessPoolExecutor(max_workers=processes) as pool:
+        losses = list(pool.map(train, PATHS))
+    for path, seen in zip(PATHS, losses, strict=True):
+        print(
+            f"{' '.join(map(str, path))} contribute: " + " ".join(f"{loss:.4f}" for loss in seen), flush=True
+        )
+    curve, error = fit_curve(PATHS, losses)
+    for path in PATHS:
+        print("by the curve: " + " ".join(f"{loss:.4f}" for loss in follow(curve, path)))
+    print(f"{curve}, RMS error {error:.4f} nats")
+    steady = [index for index, path in enumerate(PATHS) if len(set(path)) == 1]
+    noise, progress = fit_noise([PATHS[i] for i in steady], [losses[i] for i in steady])
+    print(f"noise_nodes {noise:.2f}; progress {', '.join(f'{share:.2f}' for share in progress)}")
+    for least in LEAST_EFFICIENCIES:
+        found = feasible(curve, least)
+        verdict = "feasible" if max(found.values()) <= LOSS_LIMIT else "too much loss"
+        print(f"least_efficiency {least}: " + ", ".join(f"N={n} x{x:.4f}" for n, x in found.items()), verdict)
+
+
 def main() -> int:
     """Fit what is asked for, both if nothing is."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stragglers.fit", description=__doc__)
@@ -115,12 +203,7 @@ def main() -> int:
     options = parser.parse_args()
     both = not (options.curve or options.weights)
     if options.curve or both:
-        with ProcessPoolExecutor(max_workers=options.processes) as pool:
-            losses = list(pool.map(train, CONTRIBUTORS))
-        for count, seen in zip(CONTRIBUTORS, losses, strict=True):
-            print(f"{count:3} contribute: " + " ".join(f"{loss:.4f}" for loss in seen))
-        curve, error = fit_curve(CONTRIBUTORS, losses)
-        print(f"{curve}, RMS error {error:.4f} nats")
+        print_curve(options.processes)
     if options.weights or both:
         cases = list(sweep.cases(SETUPS, NODES, SEEDS))
         tried = candidates()

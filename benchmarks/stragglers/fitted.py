@@ -8,7 +8,9 @@ from __future__ import annotations
 from orchestrator.core.scoring import Weights
 from orchestrator.simulation.loss import Curve
 
-CURVE = Curve(start=2.4162, floor=0.0, scale=0.61338, power=0.056095, noise=1.77834)
+CURVE = Curve(start=2.4162, floor=0.0, scale=0.61338, power=0.056095, noise=1.77834, memory=0.0)
+LEAST_EFFICIENCY = 0.74
+"""Of elimination: where it ends."""
 FITTED_WEIGHTS = Weights(compute=0.0, bandwidth=0.25, delay=0.0, loss=0.0, time=0.75)
 RECORD = {
     "command": "python -m benchmarks.stragglers.fit",

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.stragglers import arms
-from benchmarks.stragglers.sweep import RATE_FLOOR_BPS
+from benchmarks.stragglers.figures import is_main
 from demo import style
 
 Row = dict[str, Any]
@@ -33,7 +33,7 @@ style.apply()
 def write(lines: Sequence[Row], json_path: Path) -> list[Path]:
     """Write the pictures that the lines can fill beside `json_path`; returns them."""
     made = []
-    simulated = [line for line in lines if line["where"] == "simulation" and _is_main(line)]
+    simulated = [line for line in lines if line["where"] == "simulation" and is_main(line)]
     if len({line["nodes"] for line in simulated}) > 1:
         made.append(_completion(simulated, json_path.with_suffix(".completion.png")))
     trained = [line for line in lines if line["where"] == "simulation, trained"]
@@ -41,10 +41,6 @@ def write(lines: Sequence[Row], json_path: Path) -> list[Path]:
         if found:
             made.append(_loss(found, json_path.with_suffix(f".loss-{where}.png"), where))
     return made
-
-
-def _is_main(line: Row) -> bool:
-    return bool(line["congestion_control"] == "bbr" and line["rate_floor_bps"] == RATE_FLOOR_BPS)
 
 
 def _completion(lines: Sequence[Row], path: Path) -> Path:

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import inf
 from typing import Any
 
-from benchmarks.stragglers.arms import Arm
+from benchmarks.stragglers.arms import ALL, BEST_SET, Arm
 from benchmarks.stragglers.fitted import CURVE
 from benchmarks.stragglers.worlds import world
-from orchestrator.simulation import Result, Task, Work, World, simulate
+from orchestrator.core.selection import PlanOptions
+from orchestrator.core.selection.progress import least_nodes
+from orchestrator.simulation import Measuring, Result, Task, Work, World, simulate
 from orchestrator.simulation.loss import FittedLoss, LossModel
 from scenarios.schema import Scenario, parse
 from topologies.specs import network_spec
@@ -32,13 +35,17 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A network and a job to simulate; `rate_floor_bps` clips the drawn bandwidths."""
+    """A network and a job to simulate; `rate_floor_bps` clips the drawn bandwidths.
+
+    `error` is the relative standard error of what is measured of delay, bandwidth and compute; None: usual.
+    """
 
     setup: int
     nodes: int
     seed: int
     congestion_control: str = "bbr"
     rate_floor_bps: float = RATE_FLOOR_BPS
+    error: float | None = None
 
 
 def scenario(case: Case) -> Scenario:
@@ -77,26 +84,41 @@ def work_of(nodes: Sequence[str]) -> Work:
     )
 
 
-def run(case: Case, arm: Arm, *, loss: LossModel | None = None, work: Work | None = None) -> Result:
-    """Simulate one job.
+def run(
+    case: Case,
+    arm: Arm,
+    *,
+    nodes: tuple[str, ...] | None = None,
+    loss: LossModel | None = None,
+    work: Work | None = None,
+) -> Result:
+    """Simulate one job; `nodes` take part, all if None.
 
     Raises:
         RuntimeError: it did not complete.
     """
     place = world_of(case)
-    nodes = tuple(node.name for node in place.nodes)
-    work = work or work_of(nodes)
+    everybody = tuple(node.name for node in place.nodes)
+    work = work or work_of(everybody)
     samples = next(iter(work.tasks.values())).samples
     result = simulate(
-        arm.spec(nodes, EPOCHS),
+        arm.spec(nodes or everybody, EPOCHS),
         world=place,
         work=work,
         loss=loss or FittedLoss(CURVE, samples_per_round=samples),
         seed=case.seed,
+        measuring=measuring(case),
     )
     if result.summary is None:
         raise RuntimeError(f"{case}, {arm.name}: {result.failure}")
     return result
+
+
+def measuring(case: Case) -> Measuring:
+    """Return how well the case's network and devices are known."""
+    if case.error is None:
+        return Measuring()
+    return Measuring(delay_error=case.error, rate_error=case.error, compute_error=case.error)
 
 
 def row_of(case: Case, arm: Arm, result: Result, *, partition: str = "equal") -> Row:
@@ -110,6 +132,7 @@ def row_of(case: Case, arm: Arm, result: Result, *, partition: str = "equal") ->
         "seed": case.seed,
         "congestion_control": case.congestion_control,
         "rate_floor_bps": case.rate_floor_bps,
+        "measurement_error": case.error,
         "arm": arm.name,
         "policy": arm.policy,
         "partition": partition,
@@ -129,14 +152,37 @@ def run_case(case: Case, arms: Sequence[Arm]) -> list[Row]:
     return [row_of(case, arm, run(case, arm)) for arm in arms]
 
 
+def run_with_bound(case: Case, arms: Sequence[Arm]) -> list[Row]:
+    """Simulate a case with each arm, and with the best set that can be named once all is known."""
+    return [*run_case(case, arms), best_set(case)]
+
+
+def best_set(case: Case) -> Row:
+    """Simulate the case with the fastest nodes from the start, as few as `plan` may take.
+
+    Nodes have equal samples, so any set that `plan` may take has a member that is no faster than the slowest
+    of these: no fixed set is done before, but for what transfers take from each other.
+    """
+    everybody = run(case, ALL)
+    took = {
+        name: sum(report.node_round_s[name] or inf for report in everybody.epochs)
+        for name in everybody.epochs[0].node_round_s
+    }
+    options = PlanOptions()
+    keep = least_nodes(case.nodes, noise_nodes=options.noise_nodes, least_efficiency=options.least_efficiency)
+    members = tuple(sorted(took, key=lambda name: took[name])[:keep])
+    return row_of(case, BEST_SET, run(case, BEST_SET, nodes=members))
+
+
 def sweep(
     cases: Sequence[Case], arms: Sequence[Arm], *, processes: int, progress: Callable[[int, int], None]
 ) -> list[Row]:
     """Simulate all cases in `processes` processes; rows come in the order of the cases."""
     rows: list[Row] = []
     with ProcessPoolExecutor(max_workers=processes) as pool:
-        for number, found in enumerate(pool.map(run_case, cases, [arms] * len(cases), chunksize=2), start=1):
-            rows += found
+        found = pool.map(run_with_bound, cases, [arms] * len(cases), chunksize=2)
+        for number, made in enumerate(found, start=1):
+            rows += made
             progress(number, len(cases))
     return rows
 

@@ -30,13 +30,15 @@ def _figures(lines: Sequence[Row]) -> Table:
     made = Table(title="Completion against all resources (medians over seeds; reductions paired by seed)")
     for column in ("where", "partition", "setup", "nodes", "arm"):
         made.add_column(column)
-    for column in ("seeds", "median s", "p10", "p90", "reduction", "final loss", "vs all", "MJ"):
+    for column in ("seeds", "median s", "p10", "p90", "reduction", "final loss", "vs all", "by curve", "MJ"):
         made.add_column(column, justify="right")
     for line in lines:
         control = line["congestion_control"]
         where = line["where"] if control in (None, "bbr") else f"{line['where']}, {control}"
         if line["rate_floor_bps"] is not None and line["rate_floor_bps"] > 1e6:
             where += f", floor {line['rate_floor_bps'] / 1e6:g} Mbit/s"
+        if line["measurement_error"] is not None:
+            where += f", measured +-{100 * line['measurement_error']:g} %"
         joules = line["energy_median_j"]
         made.add_row(
             where,
@@ -51,6 +53,7 @@ def _figures(lines: Sequence[Row]) -> Table:
             _percent(line["reduction_median"]),
             _number(line["loss_per_epoch"][-1], 3),
             _percent(line["final_loss_difference"]),
+            _percent(line["curve_final_loss_difference"]),
             "-" if joules is None else f"{joules / 1e6:.2f}",
         )
     return made

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.stragglers import sweep
+from benchmarks.stragglers import fit, sweep
 from benchmarks.stragglers.arms import Arm
-from benchmarks.stragglers.small import small_job
+from benchmarks.stragglers.fitted import CURVE
+from benchmarks.stragglers.small import SmallJob, small_job
 from orchestrator.finetune.job_workload import makeup
+from orchestrator.simulation import Work
 
 ALPHA = 0.3
 PARTITIONS = ("equal", f"Dirichlet({ALPHA})")
@@ -22,10 +24,24 @@ def run(task: tuple[sweep.Case, Arm, str]) -> sweep.Row:
     """Simulate one job, training for real; what is sent and timed is the full-size job."""
     torch.set_num_threads(1)
     case, arm, partition = task
-    job = small_job(case.nodes, seed=case.seed, dirichlet=None if partition == "equal" else ALPHA)
-    work = replace(sweep.work_of(job.nodes), makeup=makeup(job.partitions))
-    result = sweep.run(case, arm, loss=job.training, work=work)
-    return sweep.row_of(case, arm, result, partition=partition) | {"where": "simulation, trained"}
+    job = small_job(
+        case.nodes, seed=case.seed, epochs=sweep.EPOCHS, dirichlet=None if partition == "equal" else ALPHA
+    )
+    result = sweep.run(case, arm, loss=job.training, work=work_of(job))
+    row = sweep.row_of(case, arm, result, partition=partition)
+    by_curve = fit.follow(CURVE, tuple(row["contributed"])) if partition == "equal" else None
+    return row | {"where": "simulation, trained", "curve_loss": by_curve}
+
+
+def work_of(job: SmallJob) -> Work:
+    """Return the full-size work on the job's partitions: data as they are dealt, as many samples each."""
+    work = sweep.work_of(job.nodes)
+    total = sum(len(part) for part in job.partitions.values())
+    tasks = {
+        node: replace(work.tasks[node], data_bytes=max(1, round(sweep.DATA_BYTES * len(part) / total)))
+        for node, part in job.partitions.items()
+    }
+    return replace(work, tasks=tasks, makeup=makeup(job.partitions))
 
 
 def train(

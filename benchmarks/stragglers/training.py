@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.adapters.models import FolderModels
-from orchestrator.finetune.calls import worker_training
+from orchestrator.finetune.calls import weight_unit, worker_training
 from orchestrator.finetune.messages import Aggregate
+from orchestrator.finetune.outer import OuterOptimiser, OuterSettings
+from orchestrator.finetune.parameters import WeightedSum
 from orchestrator.ports import Model
 from scenarios.schema import Training
 from workers.device import DeviceProfile, Pacer
@@ -45,8 +47,10 @@ class RealTraining:
         partitions: Mapping[str, NDArray[Any]],
         held_out: NDArray[np.int32],
         training: Training,
+        epochs: int,
         seed: int,
     ) -> None:
+        """`epochs` are the job's: schedules of the learning rate end with them."""
         self._models, self._model = models, model
         self._partitions, self._held_out = partitions, held_out
         self._training, self._seed = training, seed
@@ -54,12 +58,16 @@ class RealTraining:
         self._versions: dict[int, Parameters] = {0: models.parameters(model)}
         self._deltas: dict[tuple[str, int], Parameters] = {}
         self._trainer = Trainer(Pacer(_UNPACED))
+        self._outer = OuterOptimiser(
+            OuterSettings(kind=training.outer_optimiser, momentum=training.outer_momentum)
+        )
         self._sent = 0
         self.source = (
             f"real training of {model.name} ({model.parameter_bytes // 4} parameters), "
-            f"a round of {training.local_steps} x {training.batch_size} x {training.sequence_length} tokens"
+            f"a round of {training.local_steps} x {training.batch_size} x {training.sequence_length} tokens, "
+            f"{training.schedule} rate, outer {training.outer_optimiser}"
         )
-        settings = worker_training(training, epochs=1)  # the rate is constant: epochs do not matter
+        settings = worker_training(training, epochs=epochs)
         fields = {"job": _JOB, "version": 0, "config": model.config, "training": settings}
         self._ask("train.load", fields, self._versions[0])
 
@@ -83,15 +91,14 @@ class RealTraining:
         return float(answer.fields["loss"])
 
     def aggregate(self, order: Aggregate) -> None:
-        """Add the mean of the contributions, weighted, to the base version."""
-        total = sum(item.weight for item in order.contributions)
-        scale = order.outer_learning_rate / total
+        """Make the step that the live orchestrator makes."""
         base = self._versions[order.base_version]
-        made = {name: value.copy() for name, value in base.items()}
+        total = WeightedSum(base, unit=weight_unit(self._training))
         for item in order.contributions:
-            for name, delta in self._deltas[item.node, order.epoch].items():
-                made[name] += np.float32(scale * item.weight) * delta
-        self._versions[order.new_version] = made
+            delta = self._deltas[item.node, order.epoch]
+            total.add(((name, delta[name]) for name in base), weight_unit(self._training))
+        rate = order.outer_learning_rate
+        self._versions[order.new_version] = self._outer.step(base, total, learning_rate=rate)
         self._deltas = {key: delta for key, delta in self._deltas.items() if key[1] > order.epoch}
 
     def loss(self, version: int) -> float:

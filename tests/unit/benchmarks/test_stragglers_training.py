@@ -26,6 +26,7 @@ def training(tmp_path: Path) -> RealTraining:
         partitions=parts,
         held_out=draw.integers(97, 103, 200).astype(np.int32),
         training=Training(local_steps=4, sequence_length=16, learning_rate=1e-2),
+        epochs=2,
         seed=1,
     )
 
