@@ -11,6 +11,8 @@ import numpy as np
 
 from benchmarks.envelope import Target
 from benchmarks.stragglers import arms
+from benchmarks.stragglers.fit import follow
+from benchmarks.stragglers.fitted import CURVE
 from benchmarks.stragglers.sweep import RATE_FLOOR_BPS
 
 Row = dict[str, Any]
@@ -60,7 +62,9 @@ def _line(name: str, found: dict[int, Row], everybody: dict[int, Row]) -> Row:
     reductions = [1 - row["completion_s"] / slow["completion_s"] for row, slow in pairs]
     losses = [row["loss"][-1] / slow["loss"][-1] - 1 for row, slow in pairs]
     curves = [
-        row["curve_loss"][-1] / slow["curve_loss"][-1] - 1 for row, slow in pairs if row.get("curve_loss")
+        follow(CURVE, row["contributed"])[-1] / follow(CURVE, slow["contributed"])[-1] - 1
+        for row, slow in pairs
+        if row["where"] == "simulation, trained" and row["partition"] == "equal"
     ]
     joules = [row["energy_j"] for row in found.values() if row["energy_j"] is not None]
     return {

@@ -24,7 +24,7 @@ from orchestrator.core.scoring import CRITERIA, Weights
 from orchestrator.core.selection import EliminationOptions, eliminations_per_epoch
 from orchestrator.core.selection.progress import efficiency
 from orchestrator.finetune.messages import Aggregate, Contribution
-from orchestrator.simulation.loss import Curve
+from orchestrator.simulation.loss import Curve, Past
 
 FIT_SEED = 1001
 """Of the first network and partition; the figures use seeds from 1 on, far fewer than 1000."""
@@ -36,7 +36,7 @@ LOSS_LIMIT = 1.02
 """Of the final loss of all: elimination ends where the curve says that fewer nodes would exceed it."""
 LEAST_EFFICIENCIES = (0.0, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85)
 
-Path = tuple[int, ...]
+Path = Sequence[int]
 
 
 def constant(count: int) -> Path:
@@ -83,11 +83,11 @@ def train(path: Path) -> list[float]:
 
 def follow(curve: Curve, path: Path) -> list[float]:
     """Return what the curve says of the loss before and after each round of `path`."""
-    noisy: float | None = None
-    losses = [curve.loss(0.0, 0.0)]
-    for rounds, count in enumerate(path, start=1):
-        noisy = curve.noisier(noisy, count)
-        losses.append(curve.loss(float(rounds), noisy))
+    past = Past()
+    losses = [curve.loss(past)]
+    for count in path:
+        past = curve.after(past, contributors=count)
+        losses.append(curve.loss(past))
     return losses
 
 
@@ -99,7 +99,15 @@ def fit_curve(paths: Sequence[Path], losses: Sequence[Sequence[float]]) -> tuple
     def made(values: np.ndarray) -> Curve:
         first, share, *others = (float(value) for value in values)
         scale, power, noise, memory = others
-        return Curve(start=first, floor=share * first, scale=scale, power=power, noise=noise, memory=memory)
+        return Curve(
+            start=first,
+            floor=share * first,
+            scale=scale,
+            power=power,
+            noise=noise,
+            memory=memory,
+            rounds=seen.shape[1] - 1,
+        )
 
     def errors(values: np.ndarray) -> np.ndarray:
         curve = made(values)
@@ -109,8 +117,8 @@ def fit_curve(paths: Sequence[Path], losses: Sequence[Sequence[float]]) -> tuple
 
     found = least_squares(
         errors,
-        x0=[start, 0.6, 3.0, 0.7, 0.1, 0.3],
-        bounds=([0.5 * start, 0.0, 1e-2, 1e-2, 0.0, 0.0], [2 * start, 0.98, 1e4, 10.0, start, 0.99]),
+        x0=[start, 0.6, 3.0, 0.7, 0.1, 0.9],
+        bounds=([0.5 * start, 0.0, 1e-2, 1e-2, 0.0, 0.0], [2 * start, 0.98, 1e4, 10.0, start, 1.0]),
     )
     return made(found.x), float(np.sqrt(np.mean(found.fun**2)))
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.stragglers import fit, sweep
+from benchmarks.stragglers import sweep
 from benchmarks.stragglers.arms import Arm
-from benchmarks.stragglers.fitted import CURVE
 from benchmarks.stragglers.small import SmallJob, small_job
 from orchestrator.finetune.job_workload import makeup
 from orchestrator.simulation import Work
@@ -28,9 +27,7 @@ def run(task: tuple[sweep.Case, Arm, str]) -> sweep.Row:
         case.nodes, seed=case.seed, epochs=sweep.EPOCHS, dirichlet=None if partition == "equal" else ALPHA
     )
     result = sweep.run(case, arm, loss=job.training, work=work_of(job))
-    row = sweep.row_of(case, arm, result, partition=partition)
-    by_curve = fit.follow(CURVE, tuple(row["contributed"])) if partition == "equal" else None
-    return row | {"where": "simulation, trained", "curve_loss": by_curve}
+    return sweep.row_of(case, arm, result, partition=partition) | {"where": "simulation, trained"}
 
 
 def work_of(job: SmallJob) -> Work:

@@ -22,7 +22,7 @@ from scenarios.schema import Scenario, parse
 HOSTS, EPOCHS = 5, 3
 COMPARED = (arms.ALL, arms.RANDOM, arms.FITTED)
 """These decide the same in both worlds if times agree: by nothing, by lot, by the times themselves."""
-_UNUSED_CURVE = Curve(start=2.4, floor=1.0, scale=1.0, power=0.5, noise=0.0, memory=0.0)
+_UNUSED_CURVE = Curve(start=2.4, floor=1.0, scale=1.0, power=0.5, noise=0.0, memory=0.0, rounds=EPOCHS)
 
 
 def scenario(setup: int, *, seed: int, prefix: str, port: int) -> Scenario:

@@ -30,12 +30,24 @@ class LossModel(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
-    """The form of the fitted loss: floor + (start - floor) g + noise v (1 - g), g = (1 + x / scale)^-power.
+class Past:
+    """What made a version: rounds, their training and its noise, both weighted by the learning rate."""
 
-    x is the training so far, in rounds: of each the mean samples of a contributor, relative to the usual.
-    With averaged updates a round makes the progress of one node, whatever their number. The more contribute,
-    the less noisy it is: v is 1 / contributors, of which each round keeps the share `memory` from before.
+    rounds: int = 0
+    training: float = 0.0
+    weight: float = 0.0
+    noisy: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """The form of the fitted loss: floor + (start - floor) (1 + x / scale)^-power + noise v.
+
+    x is the training so far: of each round the mean samples of a contributor, relative to the usual, times
+    the learning rate, which falls in a line to nothing over `rounds`. With averaged updates a round makes
+    the progress of one node, whatever their number; the more contribute, the less noisy it is: v is the mean
+    of 1 / contributors over the rounds, weighted by the learning rate, of which each round keeps the share
+    `memory`. At the start there is no noise.
     """
 
     start: float
@@ -44,23 +56,32 @@ class Curve:
     power: float
     noise: float
     memory: float
+    rounds: int
 
     def __post_init__(self) -> None:
-        falls = self.start > self.floor >= 0 and self.scale > 0 and self.power > 0
-        if not (falls and self.noise >= 0 and 0 <= self.memory < 1):
+        falls = self.start > self.floor >= 0 and self.scale > 0 and self.power > 0 and self.rounds > 0
+        if not (falls and self.noise >= 0 and 0 <= self.memory <= 1):
             raise InvalidValue(
-                f"loss curve: start > floor >= 0, scale, power > 0, noise >= 0, memory in [0, 1); is {self}"
+                "loss curve: start > floor >= 0, scale, power, rounds > 0, noise >= 0, memory in [0, 1]; "
+                f"is {self}"
             )
 
-    def noisier(self, before: float | None, contributors: int) -> float:
-        """Return v after a round of `contributors`; `before` it, None if it is the first."""
-        newest = 1 / contributors
-        return newest if before is None else self.memory * before + (1 - self.memory) * newest
+    def after(self, past: Past, *, contributors: int, samples: float = 1.0) -> Past:
+        """Return `past` and one more round, of mean `samples` of its contributors, relative to the usual."""
+        rate = max(1 - (past.rounds + 0.5) / self.rounds, 0.0)
+        kept = self.memory * past.weight
+        weight = kept + rate
+        return Past(
+            rounds=past.rounds + 1,
+            training=past.training + rate * samples,
+            weight=weight,
+            noisy=(kept * past.noisy + rate / contributors) / weight if weight > 0 else past.noisy,
+        )
 
-    def loss(self, progress: float, noisy: float) -> float:
-        """Return the loss after `progress` rounds; `noisy` is v."""
-        left = float((1 + progress / self.scale) ** -self.power)
-        return self.floor + (self.start - self.floor) * left + self.noise * noisy * (1 - left)
+    def loss(self, past: Past) -> float:
+        """Return the loss of a version."""
+        left = float((1 + past.training / self.scale) ** -self.power)
+        return self.floor + (self.start - self.floor) * left + self.noise * past.noisy
 
 
 class FittedLoss:
@@ -69,7 +90,7 @@ class FittedLoss:
     def __init__(self, curve: Curve, *, samples_per_round: float) -> None:
         self._curve = curve
         self._unit = samples_per_round
-        self._versions: dict[int, tuple[float, float | None]] = {0: (0.0, None)}
+        self._versions = {0: Past()}
         self.source = "curve fitted on real training"
 
     def train(self, node: str, epoch: int, version: int) -> float | None:
@@ -79,11 +100,10 @@ class FittedLoss:
     def aggregate(self, order: Aggregate) -> None:
         """Note a round."""
         count = len(order.contributions)
-        done = sum(item.weight for item in order.contributions) / count / self._unit
-        progress, noisy = self._versions[order.base_version]
-        self._versions[order.new_version] = (progress + done, self._curve.noisier(noisy, count))
+        samples = sum(item.weight for item in order.contributions) / count / self._unit
+        past = self._versions[order.base_version]
+        self._versions[order.new_version] = self._curve.after(past, contributors=count, samples=samples)
 
     def loss(self, version: int) -> float:
         """Return the loss of `version`."""
-        progress, noisy = self._versions[version]
-        return self._curve.loss(progress, noisy or 0.0)
+        return self._curve.loss(self._versions[version])

@@ -48,7 +48,7 @@ class PlanOptions:
     """
 
     noise_nodes: float = NOISE_NODES
-    least_efficiency: float = 0.74
+    least_efficiency: float = 0.71
     drift: float = 1.0
     gain: float = 0.1
     patience: float = 1.5

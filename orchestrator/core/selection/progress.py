@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-NOISE_NODES = 4.0
+NOISE_NODES = 4.9
 """Gradient noise scale in samples of an average node's round; docs/policies.md says what it was read off."""
 
 Amount = TypeVar("Amount", float, npt.NDArray[np.float64])

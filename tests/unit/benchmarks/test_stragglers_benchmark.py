@@ -118,7 +118,7 @@ def test_a_validation_whose_links_were_late_does_not_count() -> None:
 
 
 def test_a_curve_is_found_again_from_its_own_points() -> None:
-    curve = Curve(start=2.4, floor=0.9, scale=3.0, power=0.8, noise=0.15, memory=0.4)
+    curve = Curve(start=2.4, floor=0.9, scale=3.0, power=0.8, noise=0.15, memory=0.8, rounds=10)
     paths = (fit.constant(1), fit.constant(4), fit.eliminated(16), tuple(reversed(fit.eliminated(16))))
     found, error = fit.fit_curve(paths, [fit.follow(curve, path) for path in paths])
     assert error < 1e-3

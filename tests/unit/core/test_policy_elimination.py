@@ -168,7 +168,7 @@ def test_it_ends_where_fewer_nodes_would_make_too_little_progress(name: str) -> 
 
 
 def test_who_cannot_be_eliminated_is_waited_for() -> None:
-    policy = eliminate(least_efficiency=0.7)
+    policy = eliminate(least_efficiency=0.7, noise_nodes=3.0)
     situation = Situation(epochs=5)
     assert policy.plan_round(RoundStart(epoch=1, candidates=names(5), situation=situation)).quorum == 4
     assert policy.plan_round(RoundStart(epoch=2, candidates=names(4), situation=situation)).quorum is None

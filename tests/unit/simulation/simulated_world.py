@@ -8,7 +8,7 @@ from orchestrator.simulation import Link, Node, Task, Work, World, simulate
 from orchestrator.simulation.loss import Curve, FittedLoss
 
 RATES_BPS = {"h1": 8e6, "h2": 4e6, "h3": 2e6, "h4": 1e6}
-CURVE = Curve(start=2.4, floor=1.0, scale=2.0, power=0.5, noise=0.1, memory=0.3)
+CURVE = Curve(start=2.4, floor=1.0, scale=2.0, power=0.5, noise=0.1, memory=0.3, rounds=10)
 
 
 def make_world(*, loss_ratio: float = 0.0, shared_bps: float = 1e9, congestion_control: str = "bbr") -> World:
