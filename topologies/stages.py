@@ -39,10 +39,11 @@ ENROLMENT_TIMEOUT_PER_NODE_S = 2.0
 class Component:
     """A child process with a log of its own."""
 
-    def __init__(self, name: str, command: Sequence[str], journal: Journal) -> None:
+    def __init__(self, name: str, command: Sequence[str], journal: Journal, *, again: bool = False) -> None:
+        """Start it; `again`: its log goes on."""
         self.name = name
         self.log_path = journal.directory / "logs" / f"{name}.log"
-        with self.log_path.open("wb") as output:
+        with self.log_path.open("ab" if again else "wb") as output:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -75,6 +76,11 @@ class Component:
     def log_end(self) -> str:
         """Return where the log is and how it ends."""
         return f"{self.log_path} ends:\n{tail(self.log_path)}"
+
+    @property
+    def ended(self) -> int | None:
+        """Return its exit status, None while it runs."""
+        return self.process.poll()
 
     def stop(self) -> None:
         """End it."""
@@ -214,10 +220,8 @@ def start_orchestrator(scenario: Scenario, spec: NetworkSpec, netns: str, journa
         "seed": scenario.seed,
         "emulated": True,
     }
-    path = journal.directory / "orchestrator.json"
-    path.write_text(json.dumps(config), encoding="utf-8")
-    command = [sys.executable, "-m", "orchestrator.cli", "serve", "--config", str(path), "--abandon-jobs"]
-    orchestrator = Component("orchestrator", command, journal)
+    _orchestrator_config(journal).write_text(json.dumps(config), encoding="utf-8")
+    orchestrator = Component("orchestrator", [*_orchestrator_command(journal), "--abandon-jobs"], journal)
     url = f"{api_url(scenario)}/readyz"
     orchestrator.wait_until(
         lambda: http_json("GET", url)[0] == 200,
@@ -225,6 +229,19 @@ def start_orchestrator(scenario: Scenario, spec: NetworkSpec, netns: str, journa
         what=f"{url} to say that it is ready",
     )
     return orchestrator
+
+
+def restart_orchestrator(journal: Journal) -> Component:
+    """Start the orchestrator again, without waiting for it; it goes on with the job that it had."""
+    return Component("orchestrator", _orchestrator_command(journal), journal, again=True)
+
+
+def _orchestrator_command(journal: Journal) -> list[str]:
+    return [sys.executable, "-m", "orchestrator.cli", "serve", "--config", str(_orchestrator_config(journal))]
+
+
+def _orchestrator_config(journal: Journal) -> Path:
+    return journal.directory / "orchestrator.json"
 
 
 # --- workers

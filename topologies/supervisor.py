@@ -29,6 +29,7 @@ from topologies.processes import identify
 from topologies.rpc import Json, Reply, Server
 from topologies.specs import LinkSpec, NetworkSpec, network_spec
 from topologies.status import Status
+from topologies.tending import Tended
 from topologies.wiring import Wiring, choose_backend
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Supervisor:
         self._spec: NetworkSpec = network_spec(scenario)
         self._links: dict[str, dict[str, Json]] = {}
         self._controller: stages.Component | None = None
-        self._orchestrator: stages.Component | None = None
+        self._orchestrator: Tended | None = None
         self._workers: stages.Workers | None = None
         self._capacities: stages.Capacities | None = None
         self._trouble: dict[str, str] = {}
@@ -84,7 +85,10 @@ class Supervisor:
         if "orchestrator" in self._wanted:
             self._progress("Starting the orchestrator")
             netns = self._network.netns("orch")
-            self._orchestrator = stages.start_orchestrator(self._scenario, self._spec, netns, self._journal)
+            self._orchestrator = Tended(
+                stages.start_orchestrator(self._scenario, self._spec, netns, self._journal),
+                lambda: stages.restart_orchestrator(self._journal),
+            )
             self._undo.callback(self._orchestrator.stop)
         if "workers" in self._wanted:
             self._start_workers()
@@ -154,13 +158,14 @@ class Supervisor:
 
     def _watch(self) -> None:
         """Note which parts have ended."""
-        for part in (self._controller, self._orchestrator, self._workers and self._workers.zygote):
+        for part in (self._controller, self._workers and self._workers.zygote):
             if part is not None and part.process.poll() is not None:
                 self._note(part.name, f"ended with status {part.process.returncode}; see {part.log_path}")
         emulator = self._network.wiring.emulator_status()
         if emulator is not None:
             log_path = self._network.wiring.log_path
             self._note("emulator", f"ended with status {emulator}: no packet passes any more; see {log_path}")
+        self._tend_orchestrator()
         self._tend_switches()
         if missing := self._network.missing():
             self._note(
@@ -172,6 +177,12 @@ class Supervisor:
             self._reap(self._workers)
         if self._capacities is not None and self._capacities.missing:
             self._capacities.put()
+
+    def _tend_orchestrator(self) -> None:
+        happened = None if self._orchestrator is None else self._orchestrator.tend(time.monotonic())
+        if happened is not None:  # the newest says how often by now
+            self._trouble["orchestrator"] = f"orchestrator {happened}"
+            log.error("%s", self._trouble["orchestrator"])
 
     def _tend_switches(self) -> None:
         try:

@@ -169,6 +169,7 @@ class Agent:
         self._busy: str | None = None
         self._stopping = threading.Event()
         self._wake = threading.Event()
+        self._opening: link.Channel | None = None
         self._last_connected_s = time.monotonic()
 
     def run(self) -> None:
@@ -202,6 +203,9 @@ class Agent:
         """End `run` soon."""
         self._stopping.set()
         self._wake.set()
+        opening = self._opening
+        if opening is not None:  # an orchestrator that does not answer must not keep the worker
+            opening.close("the worker ends")
 
     def _patiently(self, attempt: Callable[[], Result]) -> Result | None:
         """Repeat an attempt, pausing longer each time, until it succeeds; None when stopped."""
@@ -210,6 +214,8 @@ class Agent:
             try:
                 return attempt()
             except (ConnectFailed, ChannelClosed, RequestTimeout) as error:
+                if self._stopping.is_set():
+                    break
                 away_s = time.monotonic() - self._last_connected_s
                 if away_s + pause_s > self._config.give_up_after_s:
                     address, port = self._config.orchestrator
@@ -269,6 +275,9 @@ class Agent:
             on_close=lambda _channel, _reason: self._wake.set(),
             timeout_s=CONNECT_TIMEOUT_S,
         )
+        self._opening = channel
+        if self._stopping.is_set():  # `stop` may have looked before
+            channel.close("the worker ends")
         address, port = self._config.listen
         fields = {
             "channel": name,
@@ -290,6 +299,8 @@ class Agent:
         except WorkersError:
             channel.close("attach failed")
             raise
+        finally:
+            self._opening = None
 
     def _stay(self, control: link.Channel, bulk: link.Channel, interval_s: float) -> None:
         """Send heartbeats until a channel ends or the worker is stopped."""

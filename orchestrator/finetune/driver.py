@@ -40,6 +40,7 @@ from orchestrator.ports import (
 log = logging.getLogger(__name__)
 
 _ATTEMPTS_LIMIT = 3
+SUSPENDED = "suspended"
 
 
 class FinetuneJobs:
@@ -134,7 +135,7 @@ class FinetuneJobs:
             self._events.publish(
                 record.id, "checkpoint", {"version": None, "written": False, "reason": reason}
             )
-        if attempt > _ATTEMPTS_LIMIT:
+        if attempt > _ATTEMPTS_LIMIT and record.state != SUSPENDED:  # that was asked for
             raise Conflict(
                 f"it was resumed {_ATTEMPTS_LIMIT} times from version {version} and got no further; "
                 "the log says why it ended"
@@ -165,11 +166,11 @@ class FinetuneJobs:
         return self._store.get(job)
 
     def stop(self, *, timeout_s: float) -> None:
-        """Cancel what runs and wait for it to end."""
+        """Suspend what runs, so that the next process goes on with it; wait until its last round is kept."""
         with self._lock:
             running = self._running
         if running is not None and running[2].is_alive():
-            running[1].cancel("the orchestrator stops")
+            running[1].suspend("the orchestrator stops")
             running[2].join(timeout=timeout_s)
 
     def _refuse_second(self) -> None:

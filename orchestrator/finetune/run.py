@@ -99,6 +99,8 @@ class JobRun:
         self._versions = Versions(self._request.training, epochs=self._request.epochs)
         self._inbox: queue.Queue[m.Event] = queue.Queue()
         self._cancelled = threading.Event()
+        self._suspended: str | None = None
+        self._stopping = threading.Event()
         self._ended = False
         self._intake: Intake | None = None
         self._prepared: Prepared
@@ -137,7 +139,14 @@ class JobRun:
     def cancel(self, reason: str) -> None:
         """Ask the job to end."""
         self._cancelled.set()
+        self._stopping.set()
         self._inbox.put(m.Cancelled(now_s=self._clock.monotonic_s(), reason=reason))
+
+    def suspend(self, reason: str) -> None:
+        """Ask the job to stop at its last finished round, for another process to go on with it."""
+        self._suspended = reason
+        self._stopping.set()
+        self._inbox.put(m.Tick(now_s=self._clock.monotonic_s()))
 
     def _prepare(self) -> None:
         """Read the model and cut the data; version 0 of the parameters exists afterwards."""
@@ -198,10 +207,13 @@ class JobRun:
 
     def _loop(self) -> None:
         engine = self._engine
-        if self._resumes and not self._cancelled.is_set():
+        if self._resumes and not self._stopping.is_set():
             self._await_nodes()
         if self._cancelled.is_set():
             self._end("cancelled", "cancelled by the user")
+            return
+        if self._suspended is not None:
+            self._announce("suspended", self._suspended)
             return
         workload = job_workload(
             self._request,
@@ -211,7 +223,11 @@ class JobRun:
         )
         self._carry_out(engine.handle(m.JobStarted(now_s=self._clock.monotonic_s(), workload=workload)))
         while not self._ended:
-            self._carry_out(engine.handle(self._next_event()))
+            event = self._next_event()
+            if self._suspended is not None and not self._cancelled.is_set():
+                self._announce("suspended", f"{self._suspended}; goes on from version {engine.version}")
+                return
+            self._carry_out(engine.handle(event))
 
     def _await_nodes(self) -> None:
         """Wait until the nodes of a resumed job have attached again: all for a while, then any.
@@ -233,7 +249,7 @@ class JobRun:
                     f"none of {', '.join(wanted)} attached within {RESUME_LIMIT_S:g} s of the restart; "
                     "start the workers, then a new job"
                 )
-            if self._cancelled.wait(_RESUME_POLL_S):
+            if self._stopping.wait(_RESUME_POLL_S):
                 return
 
     def _next_event(self) -> m.Event:

@@ -95,3 +95,21 @@ def test_an_orchestrator_that_is_killed_again_and_again_still_finishes(system, u
     assert shown["state"] == "completed", (shown["reason"], system.log("orchestrator"))
     assert shown["summary"]["resumes"] == 2
     assert shown["summary"]["final_loss"] == pytest.approx(undisturbed["summary"]["final_loss"], rel=0.01)
+
+
+def test_an_orchestrator_that_is_stopped_suspends_the_job_and_the_next_goes_on(system, undisturbed):
+    made = system.post("/api/v1/jobs", {**JOB, "model": system.model})
+    address = f"/api/v1/jobs/{made['id']}"
+    system.wait(lambda: system.get(address)["epochs"], what="a round is done")
+    assert system.stop("orchestrator") == 0
+    kept = checkpoints(system, made["id"])
+    assert kept, "the last round is kept"
+    system.start_orchestrator()
+    shown = system.wait_state(address, ("completed", "failed"))
+    assert shown["state"] == "completed", (shown["reason"], system.log("orchestrator"))
+    assert [epoch["epoch"] for epoch in shown["epochs"]] == list(range(JOB["epochs"]))
+    assert shown["summary"]["final_loss"] == pytest.approx(undisturbed["summary"]["final_loss"], rel=0.01)
+    states = [
+        item["reason"] for item in system.get(f"{address}/decisions")["items"] if item["verdict"] == "resume"
+    ]
+    assert f"from version {int(kept[-1].stem[1:])}" in states[0]

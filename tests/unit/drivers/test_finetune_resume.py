@@ -200,3 +200,49 @@ def test_where_its_nodes_are_gone_for_good_a_job_that_was_left_is_ended_and_anot
     assert (record.state, record.reason) == ("interrupted", "the orchestrator stopped before it ended")
     assert world.checkpoints.kept == {}
     assert world.finish(world.submit(epochs=2).id).state == "completed"
+
+
+def test_a_stopped_process_suspends_its_job_and_the_next_one_goes_on_with_it(world):
+    undisturbed = World()
+    expected = undisturbed.models.saved[undisturbed.run(epochs=4, seed=5).id]["w"]
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait(report, _delta):
+        if report["epoch"] == 2:
+            begun.set()
+            assert go_on.wait(10)
+
+    world.workers.spoil["h1"] = wait
+    job = world.submit(epochs=4, seed=5).id
+    assert begun.wait(10)
+    world.jobs.stop(timeout_s=5)
+    record = world.store.get(job)
+    assert (record.state, record.ended_at) == ("suspended", None)
+    assert "goes on from version 2" in record.reason
+    assert world.checkpoints.saved[-1] == 2
+    go_on.set()
+    world.workers.spoil = {}
+    assert world.restart() == job
+    assert world.finish(job).state == "completed"
+    np.testing.assert_array_equal(world.models.saved[job]["w"], expected)
+
+
+def test_a_job_may_be_suspended_at_the_same_round_as_often_as_one_likes(world):
+    job = world.kill_in(1, epochs=2)
+    for _ in range(5):
+        world.checkpoints.count_attempt(job, 1)
+    world.store.update(job, state="suspended")
+    assert world.restart() == job
+    assert world.finish(job).state == "completed"
+
+
+def test_a_job_that_waits_for_its_nodes_can_be_suspended_and_cancelled(world):
+    job = world.kill_in(1, epochs=2)
+    for node in NODES:
+        world.pool.leave(node)
+    world.restart()
+    world.jobs.stop(timeout_s=5)
+    assert world.store.get(job).state == "suspended"
+    world.restart()
+    world.jobs.cancel(job)
+    assert world.finish(job).state == "cancelled"

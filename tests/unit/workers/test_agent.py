@@ -443,6 +443,19 @@ def test_stopping_closes_the_parts(start: Callable[..., Worker], orchestrator: L
     assert worker.failure is None
 
 
+def test_a_worker_that_is_stopped_does_not_wait_for_an_orchestrator_that_does_not_answer(
+    start: Callable[..., Worker], orchestrator: LoopbackOrchestrator
+) -> None:
+    orchestrator.answers.clear()
+    worker = start(token=orchestrator.authority.token("h1"))
+    try:
+        wait_until(lambda: orchestrator.attached, what="the worker asks to attach", within_s=30)
+        worker.close()  # asserts that it ends, long before its request would run out
+    finally:
+        orchestrator.answers.set()
+    assert worker.failure is None
+
+
 def run_process(served: LoopbackOrchestrator, state_dir: Path, **options: str) -> subprocess.Popen[str]:
     values = {
         "orchestrator": f"127.0.0.1:{served.port}",

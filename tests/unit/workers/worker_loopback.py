@@ -7,6 +7,7 @@ import hashlib
 import secrets
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -124,6 +125,8 @@ class LoopbackOrchestrator:
         self.authority = authority
         self.heartbeat_interval_s = heartbeat_interval_s
         self.refuse_attach: str | None = None
+        self.answers = threading.Event()
+        self.answers.set()
         self.channels: dict[tuple[str, str], link.Channel] = {}
         self.attached: list[tuple[str, dict[str, Any]]] = []
         self.notified: list[tuple[str, str, dict[str, Any]]] = []
@@ -182,6 +185,7 @@ class LoopbackOrchestrator:
                 raise RequestRefused("refused", self.refuse_attach)
             self.channels[node, frame.fields["channel"]] = channel
             self.attached.append((node, dict(frame.fields)))
+            self.answers.wait(30)
             return link.Reply({"heartbeat_interval_s": self.heartbeat_interval_s})
         self.notified.append((node, frame.kind, dict(frame.fields)))
         return None
