@@ -24,6 +24,8 @@ it overrides their number). A full queue on a thin link delays by seconds, so it
 HANDSHAKE_TIMEOUT_S = 10.0
 UNPACED = b"cubic"
 """The congestion control within a machine: BBR, the default of many, would pace what no link carries."""
+NEAR_BUFFER_BYTES = 1 << 20
+"""A socket's buffers within a machine: enough to keep both ends busy, little enough to stay cached."""
 
 
 def server_context(
@@ -73,6 +75,8 @@ def tune(sock: socket.socket) -> None:
     if hasattr(socket, "TCP_CONGESTION") and _within_machine(sock):
         with suppress(OSError):  # a kernel without it keeps its own
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, UNPACED)
+        for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            sock.setsockopt(socket.SOL_SOCKET, buffer, NEAR_BUFFER_BYTES)
 
 
 def _within_machine(sock: socket.socket) -> bool:

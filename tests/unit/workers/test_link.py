@@ -342,11 +342,15 @@ def test_large_transfers_both_ways_at_once_do_not_lock_up(
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_CONGESTION"), reason="this system names no congestion control")
 @pytest.mark.parametrize("here", [True, False])
-def test_only_what_stays_within_the_machine_goes_unpaced(here: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_stays_within_the_machine_goes_unpaced_in_small_buffers(
+    here: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not here:
         monkeypatch.setattr(tls, "_within_machine", lambda sock: False)
     with closing(listen()) as listening, socket.create_connection(listening.getsockname()) as sock:
         before = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
         tls.tune(sock)
         after = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
+        grown = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
     assert after == (tls.UNPACED if here else before)
+    assert (grown == 2 * tls.NEAR_BUFFER_BYTES) is here  # the kernel doubles it (socket(7))
