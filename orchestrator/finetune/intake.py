@@ -45,7 +45,10 @@ class Intake:
         self._spool = spool
         self._patience_s = patience_s
         self._memory: NDArray[np.uint8] | None = None
-        self._changed = threading.Condition()
+        # Two conditions of one lock: a dozen may wait for their turn, and each waking costs them all.
+        self._lock = threading.Lock()
+        self._turn = threading.Condition(self._lock)
+        self._freed = threading.Condition(self._lock)
         self._reading: Landing | None = None
         self._reading_since_s = 0.0
         self._held: list[Landing] = []
@@ -56,10 +59,12 @@ class Intake:
         return Landing(self, check, check_values)
 
     def close(self) -> None:
-        """End: whoever waits for a turn drops what it was sent."""
-        with self._changed:
+        """End: whoever waits for a turn drops what it was sent; the memory is free with the last landing."""
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+            self._memory = None
+            self._turn.notify_all()
+            self._freed.notify_all()
 
     def room_for(self, landing: Landing, size_bytes: int) -> NDArray[np.uint8] | None:
         """Wait for the turn of `landing`; None if it should use a file.
@@ -70,13 +75,13 @@ class Intake:
         """
         if size_bytes > self._size_bytes + _ALIGNMENT * MAX_TENSORS:
             raise OverflowError(f"the update has {size_bytes} bytes, the model {self._size_bytes}")
-        with self._changed:
+        with self._lock:
             while self._reading is not None:
                 self._refuse_ended(landing)
                 left_s = self._reading_since_s + self._patience_s - time.monotonic()
                 if left_s <= 0:
                     return None
-                self._changed.wait(left_s)
+                self._turn.wait(left_s)
             self._refuse_ended(landing)
             self._reading, self._reading_since_s = landing, time.monotonic()
             if self._memory is None:
@@ -86,29 +91,29 @@ class Intake:
 
     def wait_free(self, landing: Landing, end: int) -> None:
         """Wait until the buffer's first `end` bytes hold nothing of earlier updates; raises as `room_for`."""
-        with self._changed:
+        with self._lock:
             while any(held.first_held < end for held in self._held):
                 self._refuse_ended(landing)
-                self._changed.wait()
+                self._freed.wait()
 
     def turn_over(self, landing: Landing, *, hold: bool) -> None:
         """Let the next one in; with `hold` the buffer's content stays until `free`."""
-        with self._changed:
+        with self._lock:
             if self._reading is landing:
                 self._reading = None
                 if hold:
                     self._held.append(landing)
-                self._changed.notify_all()
+                self._turn.notify_all()
 
     def free(self, landing: Landing, end: int | None) -> None:
         """Note that the first `end` bytes (None: all) of a held update are not needed any longer."""
-        with self._changed:
+        with self._lock:
             if landing in self._held:
                 if end is None:
                     self._held.remove(landing)
                 else:
                     landing.first_held = end
-                self._changed.notify_all()
+                self._freed.notify_all()
 
     def file(self, size_bytes: int) -> NDArray[np.uint8]:
         """Map a file without a name; raises OSError where the disk has no room."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -194,3 +196,14 @@ def test_closing_ends_all_waiting() -> None:
     sender.wait()
     assert "nobody waits" in str(waiting.fault)
     assert sender.sent == SIZE
+
+
+def test_a_closed_intake_keeps_no_memory_beyond_what_is_held() -> None:
+    intake = Intake(SIZE, patience_s=60)
+    held = landing(intake)
+    Sender(held, update(4.0)).wait()
+    memory = weakref.ref(intake._memory)
+    intake.close()
+    assert (taken(held)["b"] == 4.0).all()
+    gc.collect()
+    assert memory() is None
