@@ -135,6 +135,7 @@ class JobRun:
             self._keeper.close(discard=self._ended)
             executor.shutdown(wait=False, cancel_futures=True)
             self._evaluator.shutdown(wait=False, cancel_futures=True)
+            self._versions.release()
 
     def cancel(self, reason: str) -> None:
         """Ask the job to end."""

@@ -73,6 +73,12 @@ class Versions:
         for old in [known for known in self._known if known < version]:
             del self._known[old]
 
+    def release(self) -> None:
+        """Let go of all parameters and sums: an ended job is known until the next, its memory need not be."""
+        self._known.clear()
+        self._sums.clear()
+        self._outer.restore({}, {})
+
     def outer_state(self) -> Mapping[str, Tensor]:
         """Give the outer optimiser's state, for a checkpoint."""
         return self._outer.state()

@@ -190,6 +190,17 @@ def test_updates_are_averaged_by_samples_and_every_node_ends_with_the_result(wor
     assert record.summary["settled"] == NODES or list(record.summary["settled"]) == list(NODES)
 
 
+def test_an_ended_job_holds_no_parameters_while_the_next_one_is_awaited(world):
+    outcome = world.run(epochs=2, training={"sequence_length": 16, "outer_optimiser": "nesterov"})
+    _, ended, thread = world.jobs._running
+    thread.join(timeout=5)
+    assert outcome.state == "completed"
+    assert not thread.is_alive()
+    assert (ended._versions._known, ended._versions._sums) == ({}, {})
+    assert ended._versions.outer_state() == {}
+    assert ended._intake._memory is None
+
+
 def test_an_outer_learning_rate_scales_the_step(world):
     record = world.run(training={"sequence_length": 16, "outer_learning_rate": 0.5})
     np.testing.assert_allclose(world.models.saved[record.id]["w"], [1.0, 1.0])
