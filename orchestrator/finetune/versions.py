@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from orchestrator.finetune.calls import weight_unit
+from orchestrator.finetune.memory import give_back
 from orchestrator.finetune.messages import Aggregate
 from orchestrator.finetune.outer import OuterOptimiser, OuterSettings
 from orchestrator.finetune.parameters import Parameters, WeightedSum
@@ -56,6 +57,7 @@ class Versions:
     def add(self, epoch: int, update: Iterable[tuple[str, Tensor]], weight: float) -> None:
         """Add a checked update to the sum of an epoch."""
         if epoch not in self._sums:
+            give_back()  # a round takes the most memory from here on
             self._sums[epoch] = WeightedSum(self.newest, unit=weight_unit(self._training))
         self._sums[epoch].add(update, weight)
 
