@@ -17,7 +17,7 @@ def show(lines: Sequence[Row], rows: Sequence[Row], targets: Sequence[Target]) -
     """Print a line per group and arm, the validation, and the targets."""
     console = Console()
     if not console.is_terminal:
-        console.width = 150
+        console.width = 175
     if lines:
         console.print(_figures(lines))
     validated = [row for row in rows if row["where"] == "validation"]
