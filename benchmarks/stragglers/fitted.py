@@ -11,7 +11,7 @@ from orchestrator.simulation.loss import Curve
 CURVE = Curve(
     start=2.402830, floor=0.0, scale=2.826823, power=0.164856, noise=0.315546, memory=0.841301, rounds=10
 )
-LEAST_EFFICIENCY = 0.71
+LEAST_EFFICIENCY = 0.7
 """Of elimination, where it ends: that of `plan`, below which no policy goes."""
 FITTED_WEIGHTS = Weights(compute=0.0, bandwidth=0.25, delay=0.0, loss=0.0, time=0.75)
 RECORD = {

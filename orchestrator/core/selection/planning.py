@@ -10,9 +10,9 @@ and e(S) in (0, 1] the progress of a round with S, as a share of one with all no
     e(S) = (1 + noise / samples(all)) / (1 + noise / samples(S)) * exp(-drift * d(S))
 
 The first factor is `progress.efficiency`: averages over fewer samples are noisier. d(S) is the total
-variation distance between the make-up of S's data and that of all nodes': what S never sees it does not
-learn. No S below the least efficiency is taken, because the number of rounds is fixed: the loss at the end
-must be that of all nodes, or nearly.
+variation distance between the make-up of S's data and that of all nodes', as far as it is more than that of
+as many nodes drawn by lot: what S never sees it does not learn. No S below the least efficiency is taken,
+because the number of rounds is fixed: the loss at the end must be that of all nodes, or nearly.
 
 Ordered by time, the first k nodes dominate any other set whose slowest member is the k-th (more samples at
 the same pace), so N sets are compared, not 2^N. Shapes: N nodes, C classes.
@@ -48,7 +48,7 @@ class PlanOptions:
     """
 
     noise_nodes: float = NOISE_NODES
-    least_efficiency: float = 0.71
+    least_efficiency: float = 0.7
     drift: float = 1.0
     gain: float = 0.1
     patience: float = 1.5
@@ -127,7 +127,8 @@ def cost_of(
     progress = float(_progress(samples.sum(keepdims=True), pool, options)[0])
     if pool.makeup is not None:
         mixture = samples @ pool.makeup[members] / samples.sum()
-        progress *= exp(-options.drift * float(_distance(mixture, _whole(pool, pool.makeup))))
+        size = members.sum(keepdims=True)
+        progress *= exp(-options.drift * float(_beyond_chance(mixture[None], size, pool, pool.makeup)[0]))
     return (rounds * round_s + float(pool.load_s[members].max())) / progress, progress
 
 
@@ -145,7 +146,19 @@ def _distances(pool: Pool, makeup: Floats, order: npt.NDArray[np.intp]) -> Float
     blocks = csr_array((pool.samples[order], order, np.concatenate([[0], sizes])), shape=(len(sizes), count))
     sums = np.cumsum(blocks @ makeup, axis=0)
     mixtures = sums / np.cumsum(pool.samples[order])[sizes - 1, None]
-    return np.asarray(np.interp(counts, sizes, _distance(mixtures, _whole(pool, makeup))))
+    return np.asarray(np.interp(counts, sizes, _beyond_chance(mixtures, sizes, pool, makeup)))
+
+
+def _beyond_chance(mixtures: Floats, sizes: npt.NDArray[np.intp], pool: Pool, makeup: Floats) -> Floats:
+    """Return how much farther `mixtures` [n, C] of so many nodes are from the whole than sets drawn by lot.
+
+    Even parts of the same text differ a little; the mean of k of N nodes drawn by lot is that far off
+    divided by sqrt(k), times the share that sampling without replacement leaves.
+    """
+    whole, count = _whole(pool, makeup), len(makeup)
+    single = float(_distance(makeup[:: -(-count // _SIZES)], whole).mean())
+    chance = single * np.sqrt((count - sizes) / (sizes * max(count - 1, 1)))
+    return np.asarray(np.maximum(_distance(mixtures, whole) - chance, 0.0))
 
 
 def _distance(mixture: Floats, whole: Floats) -> Floats:

@@ -68,6 +68,14 @@ def test_a_slow_node_is_kept_if_nobody_else_has_its_kind_of_data() -> None:
     assert plan(**options).select(Start(nodes=names(8), situation=unlike)).nodes == names(8)
 
 
+def test_parts_of_the_same_text_that_differ_by_chance_do_not_cost_a_set_its_place() -> None:
+    draw = np.random.default_rng(3)
+    speeds = rates(*[20] * 5, *[1] * 7)
+    makeup = {node: tuple(draw.dirichlet([400] * 16).tolist()) for node in names(12)}
+    parts = situation(speeds, makeup=makeup)
+    assert plan().select(Start(nodes=names(12), situation=parts)).nodes == names(5)
+
+
 def test_where_nothing_is_known_all_begin_and_all_are_waited_for() -> None:
     start = Start(nodes=names(3), situation=Situation(epochs=3))
     chosen = plan().select(start)
