@@ -53,6 +53,8 @@ class Intake:
         self._reading_since_s = 0.0
         self._held: list[Landing] = []
         self._closed = False
+        self.spooled = 0
+        """Updates that went to files so far."""
 
     def landing(self, *, check: SpecCheck, check_values: ValueCheck) -> Landing:
         """Expect one update; `check` and `check_values` say what is wrong with it, None if nothing."""
@@ -119,6 +121,8 @@ class Intake:
         """Map a file without a name; raises OSError where the disk has no room."""
         with tempfile.TemporaryFile(dir=self._spool, prefix="utopia-update-") as file:
             os.posix_fallocate(file.fileno(), 0, size_bytes)  # or a full disk would show as SIGBUS
+            with self._changed:
+                self.spooled += 1
             return np.frombuffer(mmap.mmap(file.fileno(), size_bytes), dtype=np.uint8)
 
     def _refuse_ended(self, landing: Landing) -> None:

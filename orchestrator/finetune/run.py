@@ -415,6 +415,7 @@ class JobRun:
             "received_bytes": sum(n for name, n in sizes.items() if name.endswith("_received_bytes")),
             "bytes": sizes,
             "resumes": self._resumes,
+            "spooled_updates": 0 if self._intake is None else self._intake.spooled,
         }
         self._store.update(
             self._job, state=state, reason=reason, ended_at=self._clock.unix_s(), summary=figures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from loopback_orchestrator import system_of
 
+from workers.models.embedded import tokenizer_json
 from workers.models.loader import load
 
 FLOPS = {"h1": 4e9, "h2": 4e9, "h3": 2e9}
@@ -51,6 +53,30 @@ def test_adapters_alone_cross_the_wire_and_the_merged_model_is_an_ordinary_folde
         torch.testing.assert_close(
             theirs(tokens).logits, load(summary["model_folder"])(tokens), rtol=1e-4, atol=1e-4
         )
+
+
+def test_a_folder_of_the_library_is_trained_from_jsonl_and_a_broken_one_refused_at_once(system, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(3)
+    sizes = {"vocab_size": 258, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    made = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=256, eos_token_id=256))
+    made.save_pretrained(tmp_path / "gpt2")
+    (tmp_path / "gpt2" / "tokenizer.json").write_text(tokenizer_json())
+    lines = [json.dumps({"text": f"node {i} trains, and its link is measured. "}) for i in range(800)]
+    (tmp_path / "text.jsonl").write_text("\n".join(lines))
+    summary = run(system, model=str(tmp_path / "gpt2"), data=str(tmp_path / "text.jsonl"), training=TRAINING)[
+        "summary"
+    ]
+    assert summary["final_loss"] < summary["start_loss"] - 0.2
+    tuned = transformers.AutoModelForCausalLM.from_pretrained(summary["model_folder"])
+    assert type(tuned).__name__ == "GPT2LMHeadModel"
+    document = json.loads((tmp_path / "gpt2" / "config.json").read_text())
+    (tmp_path / "gpt2" / "config.json").write_text(json.dumps({**document, "n_layer": 3}))
+    answer = system.session.post(
+        f"{system.url}/api/v1/jobs", json={**JOB, "model": str(tmp_path / "gpt2")}, timeout=20
+    )
+    assert answer.status_code in (400, 409, 422)
+    assert "missing, among them transformer.h.2" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(
