@@ -102,10 +102,10 @@ def test_behind_a_node_on_a_thin_link_the_others_updates_go_to_files_and_all_cou
     client = testbed.Client(PREFIX)
     client.degrade(link, f"{name}>{switch}", rate_bps=SLOW_BPS)  # its update comes first, and for seconds
     try:
-        job = ask(bed, "POST", "/api/v1/jobs", {**JOB, "epochs": 1})["id"]
+        job = ask(bed, "POST", "/api/v1/jobs", {**JOB, "epochs": 2})["id"]
         shown = eventually(lambda: ended(bed, job), what="the job has ended")
     finally:
         client.restore(link)
     assert shown["state"] == "completed", shown["reason"]
-    assert [sorted(epoch["contributed"]) for epoch in shown["epochs"]] == [["h1", "h2", "h3", "h4"]]
+    assert [sorted(epoch["contributed"]) for epoch in shown["epochs"]] == [["h1", "h2", "h3", "h4"]] * 2
     assert shown["summary"]["spooled_updates"] > 0
