@@ -53,6 +53,7 @@ class Intake:
         self._reading_since_s = 0.0
         self._held: list[Landing] = []
         self._closed = False
+        self._counting = threading.Lock()
         self.spooled = 0
         """Updates that went to files so far."""
 
@@ -121,7 +122,7 @@ class Intake:
         """Map a file without a name; raises OSError where the disk has no room."""
         with tempfile.TemporaryFile(dir=self._spool, prefix="utopia-update-") as file:
             os.posix_fallocate(file.fileno(), 0, size_bytes)  # or a full disk would show as SIGBUS
-            with self._changed:
+            with self._counting:
                 self.spooled += 1
             return np.frombuffer(mmap.mmap(file.fileno(), size_bytes), dtype=np.uint8)
 
