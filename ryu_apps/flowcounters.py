@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 from ryu_apps import openflow
 from ryu_apps.discovery import Network, Switch
-from ryu_apps.loss import NOTHING, WINDOW_S, Tally
 from ryu_apps.options import Options
 from ryu_apps.paths import Hop
 from ryu_apps.prober import Prober
 from ryu_apps.signals import Change, Signals
 from ryu_apps.tallies import KEEP_S, CounterPair
+from ryu_apps.tally import NOTHING, WINDOW_S, Tally
 
 SETTLE_S = 0.025
 """A switch needs about so long to bring its counters up to date."""

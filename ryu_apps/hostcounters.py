@@ -21,12 +21,12 @@ from dataclasses import dataclass, field
 from ryu_apps import openflow
 from ryu_apps.discovery import Host, Network
 from ryu_apps.errors import BadRequestError
-from ryu_apps.loss import NOTHING, WINDOW_S, Tally
 from ryu_apps.monitor import Monitor, PortPackets
 from ryu_apps.prober import Prober
 from ryu_apps.readtimes import Rhythm, SwitchClock
 from ryu_apps.signals import Change, Signals
 from ryu_apps.tallies import WRAP, CounterPair
+from ryu_apps.tally import NOTHING, WINDOW_S, Tally
 
 LOG = logging.getLogger(__name__)
 

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from functools import cache
-from operator import itemgetter
 
+from ryu_apps.changes import since_last_change
 from ryu_apps.seconds import Seconds
 from ryu_apps.stats import Measurement, unknown
+from ryu_apps.tally import NOTHING, WINDOW_S, Tallies, Tally, Z
 
-WINDOW_S = 60
 RAW_WINDOW_S = 5
 MIN_SAMPLES = 20
-Z = 1.959964
-"""The 97.5 % quantile of the normal distribution."""
 
 MORE_LOST = 0.75
 MORE_THAN_NONE_LOST = 0.9
@@ -28,130 +25,6 @@ carries all the loss and the others are known well; one, the original, is needle
 """
 LEAST_LOST = 1e-6
 """Fewer packets than this are none."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
-    """Packets that were sent and how many of them were lost.
-
-    `variance` is that of `lost` (packets^2) beyond chance: what is not known of which packets were counted.
-    Counters at both ends that do not agree on the moment may make `lost` a little negative.
-    """
-
-    sent: float = 0.0
-    lost: float = 0.0
-    variance: float = 0.0
-
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(
-            sent=self.sent + other.sent,
-            lost=self.lost + other.lost,
-            variance=self.variance + other.variance,
-        )
-
-    @property
-    def ratio(self) -> float:
-        """The share that was lost, 0 when nothing was sent."""
-        return min(1.0, max(0.0, self.lost / self.sent)) if self.sent > 0 else 0.0
-
-    @property
-    def trials(self) -> float:
-        """How many packets, each lost or not by chance alone, would tell as much.
-
-        The variance of the ratio, ratio (1 - ratio) / sent, grows by `variance` / sent^2. The ratio in it is
-        drawn towards one half (Agresti and Coull 1998), so that none lost is not taken for no doubt, and is
-        at least what the variance leaves possible.
-        """
-        if self.sent <= 0:
-            return 0.0
-        drawn = (self.ratio * self.sent + 2) / (self.sent + 4)
-        ratio = min(0.5, max(drawn, Z * math.sqrt(self.variance) / self.sent))
-        return self.sent / (1 + self.variance / (self.sent * ratio * (1 - ratio)))
-
-
-NOTHING = Tally()
-
-Tallies = Callable[[float], Tally]
-"""What was sent and lost within so many seconds before now."""
-
-CHANGE_WINDOWS_S = (2, 3, 4, 6, 9, 14, 20, 30, WINDOW_S)
-LEAST_SPAN_S = 6
-LEAST_CHANGED = 2.0
-"""Fewer lost packets than this cannot show a change, wherever in the window they are."""
-UNLIKE = 4.0
-"""Ratios that are nearer to each other than this (chi squared) are not worth the logarithms."""
-CAUTION = 3.0
-"""What is not known of which packets were counted has more great errors than a normal distribution."""
-CHANGED = 13.0
-"""Two tallies are not of one loss ratio beyond this `difference`: by chance 3 times in 10,000."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """The loss ratio changed at Unix time `at`; it differs from what it was since `old_from` until then."""
-
-    at: float
-    old_from: float
-
-    def holds(self, now: float, tallies: Tallies) -> bool:
-        """Tell whether what was lost since still differs from what was lost before.
-
-        It takes less to keep a change than to find one, so that a value does not go back and forth while the
-        difference is about as great as what is asked of it.
-        """
-        return _difference_before(tallies(now - self.at), tallies(now - self.old_from)) > 0
-
-
-def find_change(now: float, tallies: Tallies) -> Change | None:
-    """Return the latest change of the loss ratio within the window, None where it has not changed.
-
-    It is looked for first in the shortest span whose end differs from what was before it in that span, by the
-    likelihood ratio of two binomial counts. So one that came soon after another is not held against a mixture
-    of both losses.
-    """
-    if max(tallies(WINDOW_S).lost, tallies(LEAST_SPAN_S).lost) < LEAST_CHANGED:
-        return None
-    for number, span_s in enumerate(CHANGE_WINDOWS_S):
-        if span_s < LEAST_SPAN_S:
-            continue
-        span = tallies(span_s)
-        ends = ((_difference_before(tallies(end_s), span), end_s) for end_s in CHANGE_WINDOWS_S[:number])
-        most, end_s = max(ends, key=_FIRST, default=(0.0, 0))
-        if most > CHANGED:
-            return Change(at=now - end_s, old_from=now - span_s)
-    return None
-
-
-_FIRST = itemgetter(0)
-
-
-def _difference_before(recent: Tally, span: Tally) -> float:
-    """Return how much the end of a span differs from the rest of it; 0 where there are too few packets."""
-    sent, lost = span.sent - recent.sent, span.lost - recent.lost
-    if min(recent.sent, sent) < MIN_SAMPLES:
-        return 0.0
-    gap, ratio = recent.lost / recent.sent - lost / sent, span.ratio
-    if gap * gap < UNLIKE * ratio * (1 - ratio) * (1 / recent.sent + 1 / sent):
-        return 0.0
-    before = Tally(
-        sent=sent,
-        lost=lost,
-        variance=CAUTION * (span.variance + recent.variance),
-    )
-    return difference(replace(recent, variance=CAUTION * recent.variance), before)
-
-
-def difference(one: Tally, other: Tally) -> float:
-    """Return twice the log likelihood ratio of two loss ratios against one for both."""
-    together = (one.ratio * one.trials + other.ratio * other.trials) / max(one.trials + other.trials, 1e-9)
-    return 2 * sum(
-        _log_likelihood(each.ratio, each) - _log_likelihood(together, each) for each in (one, other)
-    )
-
-
-def _log_likelihood(ratio: float, tally: Tally) -> float:
-    parts = ((tally.ratio, ratio), (1 - tally.ratio, 1 - ratio))
-    return tally.trials * sum(seen * math.log(expected) for seen, expected in parts if seen > 0)
 
 
 def wilson_interval(lost: float, sent: float) -> tuple[float, float]:
@@ -256,7 +129,6 @@ class LossEstimator:
         """Arrival and delay of those that no later one exceeds: the first has the longest delay."""
         self.unanswered = 0
         """Probes sent since the last one that arrived."""
-        self._change: Change | None = None
 
     def sent(self, now: float, number: int) -> None:
         """Note that probe `number` was sent."""
@@ -320,17 +192,9 @@ class LossEstimator:
             source = f"counters+{self.source}"
         tallies = cache(tallies)
         return loss_measurement(
-            tallies(self._window_s(now, tallies)),
+            since_last_change(tallies),
             tallies(RAW_WINDOW_S),
             source=source,
             age_s=self.settle_s(),
             round_trip=round_trip,
         )
-
-    def _window_s(self, now: float, tallies: Tallies) -> float:
-        """Return over how many seconds packets count: since the last change that still holds."""
-        change = self._change
-        if change is not None and (now - change.old_from >= WINDOW_S or not change.holds(now, tallies)):
-            change = None
-        self._change = find_change(now, tallies) or change
-        return WINDOW_S if self._change is None else now - self._change.at

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ryu_apps.loss import WINDOW_S, Tally, Z
+from ryu_apps.tally import WINDOW_S, Tally, Z
 
 HALF_WIDTH = 0.006
 """The interval of a link's loss shall be so narrow on either side, if its share of probes allows."""

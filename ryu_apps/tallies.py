@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from statistics import median
 
-from ryu_apps.loss import NOTHING, WINDOW_S, Tally
+from ryu_apps.tally import NOTHING, WINDOW_S, Tally
 
 WRAP = 1 << 64
 KEEP_S = WINDOW_S + 15.0

@@ -12,7 +12,6 @@ from ryu_apps.flowcounters import FlowCounters
 from ryu_apps.forwarding import Forwarding
 from ryu_apps.goodputs import Goodputs, Transfer
 from ryu_apps.hostcounters import HostCounters, Report
-from ryu_apps.loss import Tally
 from ryu_apps.monitor import Monitor
 from ryu_apps.own_traffic import OwnTraffic
 from ryu_apps.packets import mac_text
@@ -21,6 +20,7 @@ from ryu_apps.prober import Prober
 from ryu_apps.rates import CounterRate, available
 from ryu_apps.stats import Measurement, unknown
 from ryu_apps.streams import Stream
+from ryu_apps.tally import Tally
 from ryu_apps.trains import Trains
 
 METRICS = (

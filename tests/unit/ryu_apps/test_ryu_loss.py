@@ -10,15 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ryu_apps.loss import (
-    NOTHING,
-    Change,
-    LossEstimator,
-    Tally,
-    loss_measurement,
-    path_interval,
-    wilson_interval,
-)
+from ryu_apps.loss import LossEstimator, loss_measurement, path_interval, wilson_interval
+from ryu_apps.tally import NOTHING, Tally
 
 
 @given(st.integers(0, 300), st.integers(1, 300))
@@ -69,14 +62,12 @@ def changed(before: float, after: float, *, rate: float, ago_s: float) -> Callab
 
 
 @pytest.mark.parametrize(("before", "after"), [(0.05, 0.10), (0.10, 0.05), (0.0, 0.02), (0.01, 1.0)])
-@pytest.mark.parametrize(("ago_s", "samples"), [(2.0, 600), (3.0, 900), (4.0, 1200)])
-def test_a_changed_loss_shows_after_two_seconds_of_traffic(
-    before: float, after: float, ago_s: float, samples: int
-) -> None:
+@pytest.mark.parametrize("ago_s", [2.0, 3.0, 4.0])
+def test_a_changed_loss_shows_after_two_seconds_of_traffic(before: float, after: float, ago_s: float) -> None:
     estimator = LossEstimator(source="probe", round_trip=False)
     loss = estimator.loss(100.0, changed(before, after, rate=300, ago_s=ago_s))
-    assert loss.value == pytest.approx(after)
-    assert loss.samples == samples
+    assert loss.value == pytest.approx(after, abs=0.1 * abs(after - before))
+    assert 0.95 * 300 * ago_s <= loss.samples < 2 * 300 * ago_s
 
 
 def test_a_loss_that_goes_back_shows_as_soon_as_one_that_came() -> None:
@@ -89,7 +80,9 @@ def test_a_loss_that_goes_back_shows_as_soon_as_one_that_came() -> None:
             sent, lost = sent + part, lost + ratio * part
         return Tally(sent=sent, lost=lost)
 
-    assert LossEstimator(source="probe", round_trip=False).loss(100.0, of).value == pytest.approx(0.05)
+    assert LossEstimator(source="probe", round_trip=False).loss(100.0, of).value == pytest.approx(
+        0.05, abs=0.002
+    )
 
 
 def test_a_change_soon_after_another_is_not_held_against_a_mixture() -> None:
@@ -103,26 +96,36 @@ def test_a_change_soon_after_another_is_not_held_against_a_mixture() -> None:
         return Tally(sent=sent, lost=lost)
 
     loss = LossEstimator(source="probe", round_trip=False).loss(100.0, of)
-    assert (loss.value, loss.samples) == (pytest.approx(0.05), 900)
+    assert loss.value == pytest.approx(0.05, abs=0.005)
+    assert loss.samples < 9 * 300
 
 
 def test_what_blurred_counters_tell_is_no_change() -> None:
     def of(window_s: float) -> Tally:
         return Tally(sent=300 * window_s, lost=15 * window_s + 25, variance=15.0**2)
 
-    assert LossEstimator(source="probe", round_trip=False).loss(100.0, of).samples == 300 * 60
+    loss = LossEstimator(source="probe", round_trip=False).loss(100.0, of)
+    assert loss.value == pytest.approx(0.05, abs=0.003)
+    assert loss.samples > 0.5 * 300 * 60
 
 
-def test_loss_that_has_not_changed_counts_over_the_whole_window() -> None:
+def test_loss_that_has_not_changed_is_told_nearly_as_well_as_by_the_whole_window() -> None:
     stream = random.Random(5)
-    estimator, cut_short = LossEstimator(source="probe", round_trip=False), 0
+    estimator = LossEstimator(source="probe", round_trip=False)
+    off, chance = [], []
     for _ in range(300):
         lost = [sum(stream.random() < 0.02 for _ in range(50)) for _ in range(60)]
         loss = estimator.loss(
-            100.0, lambda window_s, lost=lost: Tally(sent=50 * window_s, lost=sum(lost[-int(window_s) :]))
+            100.0,
+            lambda window_s, lost=lost: Tally(
+                sent=50 * math.ceil(window_s), lost=sum(lost[-math.ceil(window_s) :])
+            ),
         )
-        cut_short += loss.samples < 3000
-    assert cut_short <= 5
+        assert loss.value is not None
+        off.append(abs(loss.value - 0.02))
+        chance.append(abs(sum(lost) / 3000 - 0.02))
+    assert sorted(off)[150] < 1.25 * sorted(chance)[150]
+    assert sorted(off)[285] < 1.5 * sorted(chance)[285]
 
 
 def test_loss_is_the_share_that_did_not_arrive() -> None:
@@ -132,7 +135,7 @@ def test_loss_is_the_share_that_did_not_arrive() -> None:
     assert loss.low is not None
     assert loss.high is not None
     assert loss.low < 0.1 < loss.high
-    assert 560 < loss.samples <= 600
+    assert 300 < loss.samples <= 600
 
 
 def test_round_trips_count_for_both_directions() -> None:
@@ -262,7 +265,8 @@ def test_counted_packets_and_probes_of_one_direction_are_pooled() -> None:
     alone = estimator.loss(now)
     pooled = estimator.loss(now, steady(Tally(sent=9_400, lost=0)))
     assert pooled.source == "counters+probe"
-    assert pooled.samples == alone.samples + 9_400
+    assert 0.9 * 10_000 < pooled.samples <= 10_000
+    assert pooled.samples > 10 * alone.samples
     assert pooled.value == pytest.approx(60 / 10_000, rel=0.05)
 
 
@@ -277,22 +281,3 @@ def test_counters_of_one_direction_stand_in_for_round_trips_when_they_tell_more(
 def test_more_received_than_sent_is_no_negative_loss() -> None:
     measured = loss_measurement(Tally(sent=1000, lost=-3), NOTHING, source="counters", age_s=1.0)
     assert (measured.value, measured.low) == (0.0, 0.0)
-
-
-def test_a_change_that_was_found_is_kept_while_it_holds_and_forgotten_when_it_does_not() -> None:
-    counts = {"new": 1200.0, "lost": 120.0}
-    old = Tally(sent=1500.0, lost=75.0)
-
-    def tallies(now: float) -> Callable[[float], Tally]:
-        def of(window_s: float) -> Tally:
-            new = Tally(sent=counts["new"], lost=counts["lost"])
-            return new if window_s <= now - 100.0 + 1e-6 else new + old
-
-        return of
-
-    change = Change(at=100.0, old_from=95.0)
-    assert change.holds(104.0, tallies(104.0))
-    counts["lost"] = 95.0
-    assert change.holds(104.0, tallies(104.0))
-    counts["lost"] = 70.0
-    assert not change.holds(104.0, tallies(104.0))

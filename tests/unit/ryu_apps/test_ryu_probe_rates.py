@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ryu_world import OPTIONS, World
 
-from ryu_apps.loss import Tally
 from ryu_apps.probe_rates import MOST, NONE_LOST, shares, wanted_rate
+from ryu_apps.tally import Tally
 
 H1 = "198.18.1.1"
 

@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import pytest
 
-from ryu_apps.loss import NOTHING, loss_measurement
+from ryu_apps.loss import loss_measurement
 from ryu_apps.tallies import KEEP_S, MAX_READINGS, CounterPair, CounterSeries
+from ryu_apps.tally import NOTHING
 
 LOSS = 0.01
 DELAY_S = 0.02
