@@ -6,10 +6,11 @@ for good: a reading that falls back starts the search anew. `event_s` is the tim
 `metric_changed` tells of such a value. A step that does not show in time has null, with a `reason`, and
 counts as infinitely late.
 
-Delay and capacity change on idle links. Used and available bandwidth change with numbered UDP traffic from 35
-to 70 % of a link. Loss changes from 5 to 10 % under `LOSS_PPS` packets a second each way; from 1 to 2 % it
-cannot show within 3 s, whoever counts: `packets_needed` are the packets that Wald's test needs on average to
-tell the two apart with one error in a thousand. That step is measured and reported, but does not count.
+All hosts tell what their interfaces carried, as in the other phases. Delay and capacity change on idle
+links. Used and available bandwidth change with numbered UDP traffic from 35 to 70 % of a link. Loss changes
+from 5 to 10 % under `LOSS_PPS` packets a second each way; from 1 to 2 % it cannot show within 3 s, whoever
+counts: `packets_needed` are the packets that Wald's test needs on average to tell the two apart with one
+error in a thousand. That step is measured and reported, but does not count.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.network_accuracy.interfaces import Watch
 from benchmarks.network_accuracy.northbound import Events
 from benchmarks.network_accuracy.phases import Row
 from benchmarks.network_accuracy.traffic import UDP_HEADERS, Flow, Traffic
@@ -66,6 +68,8 @@ def measure(world: World, progress: Callable[[str], None], *, thorough: bool) ->
     """Take all steps on one network; not `thorough`: one step of delay up and down."""
     events = Events(world.url)
     emulation = Emulation(world)
+    hosts = {name: world.hosts[name] for name in ("orch", *world.edge)}
+    watch = Watch(hosts, world.client(), report=True)
     rows: list[Row] = []
     try:
         for steps in _all_steps(world, thorough):
@@ -74,6 +78,7 @@ def measure(world: World, progress: Callable[[str], None], *, thorough: bool) ->
                 rows.append(_take(step, events))
                 emulation.look()
     finally:
+        watch.close()
         events.close()
     seen = emulation.row()
     place = {"part": world.part.name, "network": world.name}
