@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks import envelope
 from benchmarks.envelope import Target
 from orchestrator.core.scoring import fill_unknown, score
-from orchestrator.core.selection.deadline import DeadlineOptions
+from orchestrator.core.selection.deadline import DeadlineOptions, lot
 from orchestrator.core.selection.elimination import eliminations_per_epoch
 from orchestrator.core.selection.oort import draw
 from orchestrator.core.selection.planning import PlanOptions, Pool, costs
@@ -93,7 +93,7 @@ def choosing(values: np.ndarray, makeup: np.ndarray, chooser: str, seed: int) ->
     elif chooser == "deadline":
         share = DeadlineOptions()
         keep = round(share.share * len(values))
-        asked = np.array(Random(seed).sample(range(len(values)), round(share.over_select * keep)))
+        asked = lot(len(values), round(share.over_select * keep), seed=seed, epoch=1)
         chosen_count = len(asked[np.argpartition(round_s[asked], keep - 1)[:keep]])
     else:
         count = eliminations_per_epoch(len(values), EPOCHS)

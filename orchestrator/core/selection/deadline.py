@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import ceil
-from random import Random
+
+import numpy as np
+import numpy.typing as npt
 
 from orchestrator.core.errors import InvalidValue
 from orchestrator.core.selection.interface import Choice, Everybody, RoundPlan, RoundStart, RoundView
@@ -43,8 +45,8 @@ class Deadline(Everybody):
         """Draw whom to ask among those that are free, in order of name."""
         keep = min(max(1, ceil(self.options.share * self.nodes)), max(1, len(start.candidates)))
         ask = min(ceil(self.options.over_select * keep), len(start.candidates))
-        rng = Random(f"{self.seed}/{start.epoch}")
-        asked = set(rng.sample(sorted(start.candidates), ask))
+        free = sorted(start.candidates)
+        asked = {free[index] for index in lot(len(free), ask, seed=self.seed, epoch=start.epoch)}
         limit = self.options.deadline_s
         until = f", at most {limit:g} s" if limit is not None else ""
         return RoundPlan(
@@ -58,3 +60,8 @@ class Deadline(Everybody):
         """Keep all: who was late may be asked again."""
         late = f"; too late: {', '.join(sorted(view.late))}" if view.late else ""
         return Choice(eliminated=(), reason=f"{len(view.scores) - len(view.late)} were fast enough{late}")
+
+
+def lot(nodes: int, count: int, *, seed: int, epoch: int) -> npt.NDArray[np.intp]:
+    """Draw `count` indices of 0..nodes - 1 by lot; the draw depends on the arguments only."""
+    return np.random.default_rng([seed % (1 << 64), epoch]).permutation(nodes)[:count]
