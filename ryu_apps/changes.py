@@ -5,8 +5,9 @@ A change of the loss is told from chance by Bayesian change-point detection (Ada
 explains its counts is the beta-binomial likelihood, and one pass over all places at which a segment may end
 sums up all ways to divide the window. What is left is how likely it is that the last change was at each of
 those places; the loss is the median of what was lost since, weighted so. A change shows as soon as it is more
-likely than not, one that comes soon after another is no mixture of three losses, and where chance looks
-like a change for a moment, only the interval widens.
+likely than not, one that comes soon after another is no mixture of three losses, and what looks like a change
+for a moment does not move the value. While no change is likely enough, all of the window counts, so that few
+packets tell as much as they can.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ NOISE_S = 4
 """Over so many seconds is seen how much less than their number the packets tell."""
 CAUTION = 3.0
 """What is not known of which packets were counted has more great errors than a normal distribution."""
+UNCHANGED = 0.3
+"""Where it is at least so likely that the loss has not changed, all of the window counts."""
 LEAST_WEIGHT = 1e-4
 """What is less likely than this is left out."""
 LIKELY = 0.9
@@ -40,9 +43,10 @@ def since_last_change(tallies: Tallies) -> Tally:
     """Return what was sent and lost since the loss last changed, averaged over when that may have been."""
     if max(tallies(WINDOW_S).lost, tallies(RECENT_S).lost) < LEAST_LOST:
         return tallies(WINDOW_S)
-    return _middle(
-        [(weight, tallies(age_s)) for age_s, weight in last_changes(tallies) if weight >= LEAST_WEIGHT]
-    )
+    changes = last_changes(tallies)
+    if changes[-1][1] >= UNCHANGED:
+        return tallies(WINDOW_S)
+    return _middle([(weight, tallies(age_s)) for age_s, weight in changes if weight >= LEAST_WEIGHT])
 
 
 def last_changes(tallies: Tallies) -> list[tuple[float, float]]:

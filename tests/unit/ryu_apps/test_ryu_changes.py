@@ -49,11 +49,9 @@ def test_a_change_soon_after_another_is_not_mixed_with_it() -> None:
         assert tally.ratio > 0.06
 
 
-def test_a_moment_of_many_losses_widens_the_interval_more_than_it_moves_the_value() -> None:
-    tally = since_last_change(lossy([(58, 0.01), (2, 0.025)], seed=3))
-    steady = since_last_change(lossy([(60, 0.01)], seed=3))
-    assert tally.trials < steady.trials
-    assert tally.ratio < 0.02
+def test_a_moment_of_more_losses_does_not_move_the_value() -> None:
+    ratios = [since_last_change(lossy([(58, 0.01), (2, 0.015)], seed=seed)).ratio for seed in range(20)]
+    assert sum(ratio < 0.013 for ratio in ratios) >= 18
 
 
 @given(
