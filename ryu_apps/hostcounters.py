@@ -194,11 +194,12 @@ class HostCounters:
             self._match(now, ip, access)
 
     def _match(self, now: float, ip: str, access: _Access) -> None:
+        """Match both directions by half of the echo's delay; which of them has the queue it does not tell."""
         stream = self._prober.host_stream(ip)
         delay_s = None if stream is None else stream.delay.delay(now).value
         if stream is None or delay_s is None:
             return
-        timing_s = TIMING_S + (stream.delay.jitter(now).value or 0.0)
+        timing_s = TIMING_S + (stream.delay.jitter(now).value or 0.0) + stream.delay.queueing_s()
         for pair in (access.to_host, access.from_host):
             pair.match(delay_s=delay_s, timing_s=timing_s)
             if _is_impossible(pair.tally(now)):

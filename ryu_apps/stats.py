@@ -82,10 +82,13 @@ class DelayEstimator:
     LEAST_SHARE = 0.2
     NOISE_S = 0.0003
     SMOOTHING_S = 0.2
+    LEAST_OF_S = 60.0
 
     def __init__(self, *, source: str) -> None:
         self.source = source
         self._window: deque[tuple[float, float]] = deque()
+        self._least: deque[tuple[float, float]] = deque()
+        """Samples that no later one undercuts: the first is the least of LEAST_OF_S seconds."""
         self._value: float | None = None
         self._jitter: float | None = None
         self._last: tuple[float, float] | None = None
@@ -100,6 +103,7 @@ class DelayEstimator:
         self._window.append((now, delay_s))
         while self._window[0][0] < now - self.WINDOW_S:
             self._window.popleft()
+        self._add_least(now, delay_s)
         typical = self._typical()
         if self._value is None or gap_s > STALE_AFTER_S:
             self._value = typical
@@ -111,6 +115,13 @@ class DelayEstimator:
     def _typical(self) -> float:
         ordered = sorted(sample for _, sample in self._window)
         return max(quantile(ordered, self.LEAST_SHARE), quantile(ordered, self.SHARE) - self.NOISE_S)
+
+    def _add_least(self, now: float, delay_s: float) -> None:
+        while self._least and self._least[-1][1] >= delay_s:
+            self._least.pop()
+        self._least.append((now, delay_s))
+        while self._least[0][0] < now - self.LEAST_OF_S:
+            self._least.popleft()
 
     def _add_jitter(self, delay_s: float, gap_s: float) -> None:
         if self._last is None or gap_s > STALE_AFTER_S:
@@ -126,6 +137,10 @@ class DelayEstimator:
     def jitter(self, now: float) -> Measurement:
         """Return the smoothed jitter in seconds."""
         return self._measurement(now, self._jitter, None)
+
+    def queueing_s(self) -> float:
+        """Return by how much the smoothed delay is longer than the least lately; 0 before any sample."""
+        return max(0.0, self._value - self._least[0][1]) if self._value is not None else 0.0
 
     def _measurement(self, now: float, value: float | None, raw: float | None) -> Measurement:
         if self._last is None:

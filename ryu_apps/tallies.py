@@ -204,12 +204,10 @@ class CounterPair:
         one: a counter that was read at another moment than was believed says so once, a loss goes on.
         """
         run = self._runs[-1]
-        if run and mark.at - run[-1].at < THIN_S:
-            here, there = mark.sent.variance, run[-1].sent.variance
-            if here > 1 + 2 * there:
-                return
-            if there > 1 + 2 * here and len(run) > 1:
-                run.pop()
+        if run and mark.at - run[-1].at < THIN_S and _is_worse(mark, run[-1]):
+            return
+        while len(run) > 1 and mark.at - run[-1].at < THIN_S and _is_worse(run[-1], mark):
+            run.pop()
         doubted, self._doubted = self._doubted, None
         if run and doubted is None and (_comes_back(run[-1], mark) or _jumps(run, mark)):
             self._doubted = mark
@@ -281,6 +279,11 @@ def _nearest(run: list[_Mark], at: float) -> int:
     if after == 0 or after == len(run):
         return min(after, len(run) - 1)
     return after if run[after].at - at <= at - run[after - 1].at else after - 1
+
+
+def _is_worse(mark: _Mark, other: _Mark) -> bool:
+    """Tell whether a mark knows its moment far less well than another one."""
+    return mark.sent.variance > 1 + 2 * other.sent.variance
 
 
 def _comes_back(before: _Mark, after: _Mark) -> bool:

@@ -7,8 +7,36 @@ lets it compute the loss of the access link from real traffic (docs/northbound_a
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import psutil
+
+Value = TypeVar("Value")
+
+SHORT_S = 0.0005
+"""A reading that took no longer than this is of one moment."""
+MAX_READINGS = 5
+
+
+def read_at(read: Callable[[], Value], clock: Callable[[], float] = time.time) -> tuple[float, Value]:
+    """Return what `read` returns, and the Unix time of that moment.
+
+    A process that loses its processor between looking at the clock and at a counter takes the one for the
+    other's moment; 20 ms at 3000 packets/s are 60 packets that seem to be lost. So the clock is looked at on
+    both sides, and a reading that took long is made again; the shortest of MAX_READINGS counts.
+    """
+    best = None
+    for _ in range(MAX_READINGS):
+        before = clock()
+        value = read()
+        took_s = abs(clock() - before)
+        if best is None or took_s < best[0]:
+            best = took_s, before + took_s / 2, value
+        if took_s <= SHORT_S:
+            break
+    assert best is not None
+    return best[1], best[2]
 
 
 class PacketCounters:
@@ -24,8 +52,8 @@ class PacketCounters:
             self._interface = self._find()
         if self._interface is None:
             return None
-        at = time.time()
-        counters = psutil.net_io_counters(pernic=True, nowrap=False).get(self._interface)
+        at, all_counters = read_at(lambda: psutil.net_io_counters(pernic=True, nowrap=False))
+        counters = all_counters.get(self._interface)
         if counters is None:
             self._interface = None
             return None

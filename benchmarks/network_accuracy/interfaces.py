@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.network_accuracy.northbound import Northbound
 from benchmarks.network_accuracy.train_frames import TrainFrames
+from workers.nic import read_at
 
 _INTERVAL_S = 0.5
 _REFUSED = (404, 405, 501)
@@ -53,11 +54,13 @@ class Rates:
 
 def read(pid: int, trains: tuple[TrainFrames, TrainFrames]) -> Reading:
     """Read the counters of the interface in the namespace of `pid`."""
-    lines = Path(f"/proc/{pid}/net/dev").read_text(encoding="ascii").splitlines()[2:]
+    path = Path(f"/proc/{pid}/net/dev")
+    at, text = read_at(lambda: path.read_text(encoding="ascii"))
+    lines = text.splitlines()[2:]
     name_and_fields = (line.partition(":") for line in lines)
     fields = next(values.split() for name, _, values in name_and_fields if name.strip() != "lo")
     return Reading(
-        at=time.time(),
+        at=at,
         rx_bytes=int(fields[0]),
         rx_packets=int(fields[1]),
         tx_bytes=int(fields[8]),

@@ -66,6 +66,18 @@ def test_each_direction_of_an_access_link_has_its_own_loss(world: World) -> None
     assert value.samples > 2000
 
 
+def test_a_queue_whose_direction_is_not_known_widens_what_the_counters_say(world: World) -> None:
+    exchange(world, 20, lost_to=0.01, lost_from=0.01)
+    calm = world.parts.host_counters.tally(world.now, H1, to_host=True)
+    stream = world.parts.prober.host_stream(H1)
+    assert stream is not None
+    for _ in range(100):
+        stream.delay.add(world.now, 0.3)
+    exchange(world, 2, lost_to=0.01, lost_from=0.01, start=20)
+    queued = world.parts.host_counters.tally(world.now, H1, to_host=True)
+    assert queued.variance > 20 * calm.variance
+
+
 def test_without_reports_echoes_stand_alone_again(world: World) -> None:
     exchange(world, 20, lost_to=0.10, lost_from=0.10)
     world.advance(20.0)

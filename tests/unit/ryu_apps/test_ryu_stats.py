@@ -75,6 +75,16 @@ def test_a_queue_that_most_packets_meet_shows() -> None:
     assert estimator.delay(10.0).value == pytest.approx(0.035, rel=0.05)
 
 
+def test_how_long_packets_queue_is_told_against_the_least_delay_of_the_last_minute() -> None:
+    estimator = DelayEstimator(source="probe")
+    assert estimator.queueing_s() == 0
+    for step in range(1000):
+        estimator.add(step / 10, 0.02 if step < 100 else 0.05)
+        if step == 400:
+            assert estimator.queueing_s() == pytest.approx(0.03, abs=0.001)
+    assert estimator.queueing_s() == pytest.approx(0.0, abs=0.001)
+
+
 def test_a_sum_of_delays_is_near_the_median_of_the_path_when_every_link_is_noisy() -> None:
     stream = random.Random(3)
     links = [DelayEstimator(source="probe") for _ in range(4)]

@@ -73,6 +73,16 @@ def test_of_two_marks_close_together_the_better_one_counts() -> None:
     assert [mark.at for mark in pair._runs[-1]] == list(range(10))
 
 
+def test_a_good_mark_takes_the_place_of_all_bad_ones_just_before_it() -> None:
+    pair = CounterPair()
+    for second in range(10):
+        pair.sent.add(second, 200 * second)
+        for at in (second - 0.25, second - 0.2, second):
+            pair.add_received(at, round(200 * at))
+            pair.match(delay_s=0.0, timing_s=0.0)
+    assert [mark.at for mark in pair._runs[-1]] == list(range(10))
+
+
 def test_how_bursty_packets_come_does_not_depend_on_how_evenly_they_are_counted() -> None:
     series = CounterSeries()
     for second in range(40):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from workers.nic import PacketCounters
+from workers.nic import MAX_READINGS, PacketCounters, read_at
 
 
 @pytest.fixture
@@ -52,3 +52,17 @@ def test_an_interface_that_goes_and_comes_back_under_another_name_is_found_again
     told = counters.read()
     assert told is not None
     assert told["rx_packets"] == 7
+
+
+def test_a_reading_during_which_the_processor_was_taken_away_is_made_again() -> None:
+    times = iter([10.0, 10.02, 10.03, 10.0302])
+    values = iter([100, 200])
+    at, value = read_at(lambda: next(values), lambda: next(times))
+    assert (at, value) == (pytest.approx(10.0301), 200)
+
+
+def test_where_every_reading_is_slow_the_quickest_counts() -> None:
+    took_s = [0.020, 0.008, 0.003, 0.009, 0.012]
+    times = iter([moment for start, took in enumerate(took_s) for moment in (float(start), start + took)])
+    values = iter(range(MAX_READINGS))
+    assert read_at(lambda: next(values), lambda: next(times)) == (pytest.approx(2.0015), 2)
