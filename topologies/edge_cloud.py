@@ -74,6 +74,10 @@ class Switch(OVSSwitch):  # type: ignore[misc]
         self._wiring.ensure_started()
         super().start(controllers)
 
+    def bridgeOpts(self) -> str:
+        """Mark the bridge as made here."""
+        return f"{super().bridgeOpts()} {ovs.MARK}"
+
 
 class Port(Intf):  # type: ignore[misc]
     """An end of a wire: made, named and brought up elsewhere (wiring.py and `EdgeHost.config`)."""

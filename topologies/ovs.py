@@ -24,6 +24,8 @@ _SCRIPTS = (
     Path("/usr/lib/openvswitch/scripts/ovs-ctl"),
 )
 _PORT_COLUMNS = "--columns=name,ofport,error"
+MARK = "external-ids:made-by=utopia"
+"""On every bridge of ours: bridges outlive a restart of the machine, our records may not."""
 _FAMILY = b"ovs_datapath\0"
 
 
@@ -94,6 +96,16 @@ def bridges(prefix: str) -> list[str]:
     """List the bridges whose names begin with `<prefix>-`."""
     listed = shell.run(["ovs-vsctl", "--timeout=5", "list-br"]).split()
     return [name for name in listed if name.startswith(f"{prefix}-")]
+
+
+def marked_bridges() -> list[str]:
+    """List all bridges that this package made, under whatever prefix.
+
+    Raises:
+        CommandError: Open vSwitch does not answer.
+    """
+    find = ["ovs-vsctl", "--timeout=5", "--bare", "--columns=name", "find", "Bridge", MARK]
+    return shell.run(find).split()
 
 
 def missing_bridges(names: Iterable[str], *, interfaces: Path = Path("/sys/class/net")) -> list[str]:

@@ -138,6 +138,11 @@ def read(prefix: str) -> Record | None:
         raise TestbedError(f"{path} cannot be read ({error}); remove it and try again") from error
 
 
+def recorded() -> list[str]:
+    """List the prefixes that have a record, of whatever boot."""
+    return [path.parent.name for path in ROOT.glob(f"*/{_STATE}")]
+
+
 def inventory(prefix: str) -> list[str]:
     """List, in words, what there is of `prefix`: processes, bridges, namespace, interfaces."""
     record = read(prefix)
@@ -212,8 +217,13 @@ def interfaces() -> list[str]:
 
 
 def _is_ours(prefix: str, name: str) -> bool:
-    """Tell whether this package gave that name: `ut-c1`, `ut-g12`, `ut-g12.3`."""
-    return re.fullmatch(rf"{re.escape(prefix)}-[cg]\d+(\.\d+)?", name) is not None
+    return prefix_of(name) == prefix
+
+
+def prefix_of(name: str) -> str | None:
+    """Return the prefix in a name that this package gave (`ut-c1`, `ut-g12`, `ut-g12.3`), None in others."""
+    found = re.fullmatch(r"([a-z][a-z0-9]*)-[cg]\d+(\.\d+)?", name)
+    return found and found[1]
 
 
 def _tidy(path: Path) -> None:

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from scenarios.schema import Scenario, parse
-from topologies import checks, ovs, stages, state
+from topologies import checks, leftovers, ovs, stages, state
 from topologies.errors import TestbedError, TopologyError
 from topologies.network import Network
 from topologies.processes import identify
@@ -71,12 +70,14 @@ class Supervisor:
             TopologyError: something cannot be had; `stop` takes down what was started.
         """
         checks.check_root()
-        checks.check_ports(self._scenario, self._wanted)
         backend = choose_backend(self._scenario.links.emulator)
         checks.check_tools(backend)
-        self._journal = state.Journal.create(self._scenario.network.prefix)
-        if ovs.ensure_running():
+        if ovs.ensure_running():  # before the sweeps: it comes back with the bridges that it had
             self._progress("Open vSwitch was not running; it does now")
+        self._make_room()
+        checks.check_ports(self._scenario, self._wanted)
+        self._journal = state.Journal.create(self._scenario.network.prefix)
+        self._undo.callback(state.sweep, self._scenario.network.prefix)
         if "controller" in self._wanted:
             self._progress("Starting the controller")
             self._controller = stages.start_controller(self._scenario, self._journal)
@@ -95,6 +96,20 @@ class Supervisor:
         self._journal.set_status(self.status().to_json())
         self._server = Server(self._journal.directory / "testbed.sock", self._handle)
         self._undo.callback(self._server.close)
+
+    def _make_room(self) -> None:
+        """Remove what earlier runs left, under this prefix and all others."""
+        prefix = self._scenario.network.prefix
+        try:
+            swept = state.sweep(prefix)
+        except (TopologyError, OSError) as error:
+            log.exception("removing what an earlier run had left")
+            raise TestbedError(
+                f"what an earlier run had left cannot be removed: {_in_words(error)}"
+            ) from error
+        if swept:
+            self._progress(f"Removed what an earlier run had left: {', '.join(swept)}")
+        leftovers.sweep_orphans(prefix, self._progress)
 
     def _start_network(self, backend: str) -> None:
         scenario, spec = self._scenario, self._spec
@@ -135,12 +150,11 @@ class Supervisor:
         self._workers.start(self._network.netns, self._progress)
 
     def stop(self) -> None:
-        """Take down what was started, last first."""
+        """Take down what was started, last first, and sweep up what a part that cannot be stopped leaves."""
         try:
             self._undo.close()
-        except Exception:  # a part that cannot be stopped must not keep the others; the sweep comes after
+        except Exception:  # the outermost place: `testbed.down` looks for what is left, and names it
             log.exception("taking down")
-        state.sweep(self._scenario.network.prefix)
 
     # --- answering
 
@@ -319,18 +333,6 @@ def _sides(link: LinkSpec, direction: str | None) -> tuple[str, ...]:
     return (names[direction],)
 
 
-def _lock(prefix: str) -> IO[str]:
-    """Make sure that nobody else looks after this prefix; held until the process ends."""
-    state.ROOT.mkdir(parents=True, exist_ok=True)
-    handle = (state.ROOT / f"{prefix}.lock").open("w")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        handle.close()
-        raise TestbedError(f"testbed {prefix} is being started or stopped by another process") from error
-    return handle
-
-
 def _stop_now(*_: object) -> None:
     raise Stopped
 
@@ -357,42 +359,37 @@ def main() -> None:
 
 def _run(scenario: Scenario, request: Json, say: Callable[[str, str], None], progress: IO[str]) -> int:
     try:
-        lock = _lock(scenario.network.prefix)
-    except (TopologyError, OSError) as error:
+        with leftovers.lock(scenario.network.prefix):
+            return _run_alone(scenario, request, say, progress)
+    except (leftovers.Held, OSError) as error:
         say("failed", _in_words(error))
         return 1
-    with lock:
-        try:
-            swept = state.sweep(scenario.network.prefix)
-        except (TopologyError, OSError) as error:
-            log.exception("removing what an earlier run had left")
-            say("failed", f"what an earlier run had left cannot be removed: {_in_words(error)}")
-            return 1
-        if swept:
-            say("progress", f"Removed what an earlier run had left: {', '.join(swept)}")
-        supervisor = Supervisor(
-            scenario,
-            request["scenario_path"],
-            tuple(request["stages"]),
-            lambda text: say("progress", text),
-        )
-        try:
-            supervisor.start()
-            signal.signal(signal.SIGTERM, supervisor.request_stop)
-            signal.signal(signal.SIGINT, supervisor.request_stop)
-            say("ready", scenario.name)
-            progress.close()
-            supervisor.serve()
-        except Stopped:
-            _take_down(supervisor)
-            say("failed", "it was stopped while starting")
-            return 1
-        except Exception as error:  # the outermost loop: log, take down, tell
-            log.exception("failed")
-            _take_down(supervisor)
-            say("failed", _in_words(error))
-            return 1
+
+
+def _run_alone(scenario: Scenario, request: Json, say: Callable[[str, str], None], progress: IO[str]) -> int:
+    supervisor = Supervisor(
+        scenario,
+        request["scenario_path"],
+        tuple(request["stages"]),
+        lambda text: say("progress", text),
+    )
+    try:
+        supervisor.start()
+        signal.signal(signal.SIGTERM, supervisor.request_stop)
+        signal.signal(signal.SIGINT, supervisor.request_stop)
+        say("ready", scenario.name)
+        progress.close()
+        supervisor.serve()
+    except Stopped:
         _take_down(supervisor)
+        say("failed", "it was stopped while starting")
+        return 1
+    except Exception as error:  # the outermost loop: log, take down, tell
+        log.exception("failed")
+        _take_down(supervisor)
+        say("failed", _in_words(error))
+        return 1
+    _take_down(supervisor)
     return 0
 
 

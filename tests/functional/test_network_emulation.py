@@ -19,6 +19,7 @@ from topologies.processes import identify
 from topologies.specs import network_spec
 
 PREFIX = "tpa"
+OTHER_PREFIX = "tpb"
 QUIET_RTT_EXCESS_S = 0.008
 """What six wires and six passes through a userspace switch may add on a busy two-core machine."""
 
@@ -27,7 +28,7 @@ pytestmark = [
 ]
 
 
-def scenario():
+def scenario(prefix=PREFIX):
     return parse(
         {
             "name": "emulation",
@@ -35,14 +36,14 @@ def scenario():
             "topology": {"hosts": 4, "domains": 2},
             "devices": {"trusted": []},
             "finetune": {"policies": ["all"]},
-            "network": {"prefix": PREFIX, "openflow_port": 6701, "northbound_port": 8101, "api_port": 8201},
+            "network": {"prefix": prefix, "openflow_port": 6701, "northbound_port": 8101, "api_port": 8201},
         },
         source="test",
     )
 
 
-def up(progress=lambda _text: None):
-    return testbed.up(scenario(), stages=("network",), progress=progress)
+def up(progress=lambda _text: None, *, prefix=PREFIX):
+    return testbed.up(scenario(prefix), stages=("network",), progress=progress)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -239,6 +240,22 @@ def test_up_sweeps_what_a_crashed_run_left(fresh_network):
     told = []
     assert up(told.append).pids["supervisor"] != fresh_network.pids["supervisor"]
     assert any("earlier run" in line for line in told)
+
+
+def test_up_of_another_prefix_sweeps_what_a_crashed_run_left(fresh_network):
+    marked = ["ovs-vsctl", "--bare", "--columns=name", "find", "Bridge", "external-ids:made-by=utopia"]
+    names = subprocess.run(marked, capture_output=True, text=True, check=True).stdout.split()
+    assert {f"{PREFIX}-{switch['name']}" for switch in fresh_network.switches} <= set(names)
+    os.kill(fresh_network.pids["supervisor"], signal.SIGKILL)
+    wait_until(lambda: identify("supervisor", fresh_network.pids["supervisor"]) is None)
+    assert state.inventory(PREFIX) != []
+    told = []
+    try:
+        up(told.append, prefix=OTHER_PREFIX)
+        assert any(f"Removed testbed {PREFIX}" in line for line in told)
+        assert state.inventory(PREFIX) == []
+    finally:
+        testbed.down(OTHER_PREFIX)
 
 
 def test_a_dead_emulator_shows_in_the_status(fresh_network):

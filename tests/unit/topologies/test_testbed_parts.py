@@ -13,32 +13,10 @@ import pytest
 from scenarios.schema import parse
 from topologies import checks, controller_token, ovs, rpc, stages, state, testbed
 from topologies.errors import TestbedError, TopologyError
-from topologies.links import wires
 from topologies.processes import Process, identify, start_ticks, stop_all
 from topologies.specs import network_spec
 from topologies.supervisor import _in_words, _sides
 from topologies.wiring import Wiring
-
-
-@pytest.fixture
-def no_openvswitch(monkeypatch):
-    monkeypatch.setattr(ovs, "bridges", lambda prefix: [])
-
-
-@pytest.fixture
-def root(tmp_path, monkeypatch, no_openvswitch):
-    monkeypatch.setattr(state, "ROOT", tmp_path)
-    monkeypatch.setattr(state, "interfaces", lambda: ["lo", "eth0", "zz-g1.1x", "zz-other", "z-g1.1"])
-    monkeypatch.setattr(wires, "namespace", lambda prefix: f"{prefix}-no-such-namespace")
-    return tmp_path
-
-
-@pytest.fixture
-def sleeper():
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    yield process
-    process.kill()
-    process.wait()
 
 
 def scenario(**network):
