@@ -75,7 +75,7 @@ def _run_on_testbed(scenario: Scenario, scenario_path: str, phases: Phases) -> d
     console = phases.console
     try:
         with phases.phase("Controller, network, orchestrator, workers"):
-            status = testbed.up(scenario, scenario_path=scenario_path, progress=console.print)
+            status = testbed.up(scenario, scenario_path=scenario_path, tied=True, progress=console.print)
     except testbed.AlreadyUp:
         raise DemoError(
             f"testbed {scenario.network.prefix} is already up; stop it first: make mininet-down"

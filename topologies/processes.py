@@ -55,6 +55,15 @@ def die_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
+def end_with_parent(parent: int) -> bool:
+    """Have the kernel ask this process to end (SIGTERM) when its parent dies; False if that is dead already.
+
+    The kernel takes the thread that started this process for its parent (prctl(2), PR_SET_PDEATHSIG).
+    """
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    return os.getppid() == parent
+
+
 def stop_all(processes: Iterable[Process], *, timeout_s: float = STOP_TIMEOUT_S) -> list[Process]:
     """Ask all of `processes` to end, kill what does not in time, and return those that ran."""
     running = [process for process in processes if process.alive()]

@@ -1,8 +1,9 @@
 """Look after one testbed: start its parts, answer for it, take it down. `testbed.up` starts this.
 
 `python -m topologies.supervisor` reads one JSON object from standard input (`scenario`, `scenario_path`,
-`stages`), writes progress to standard output, one JSON object per line (`progress`, at last `ready` or
-`failed`), and then serves requests (topologies/rpc.py) at `testbed.sock` until SIGTERM.
+`stages`, `tied_to`), writes progress to standard output, one JSON object per line (`progress`, at last
+`ready` or `failed`), and then serves requests (topologies/rpc.py) at `testbed.sock` until SIGTERM. The kernel
+sends that, too, when the process `tied_to` dies: the one that started this, or null.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from scenarios.schema import Scenario, parse
 from topologies import checks, leftovers, ovs, stages, state
 from topologies.errors import TestbedError, TopologyError
 from topologies.network import Network
-from topologies.processes import identify
+from topologies.processes import end_with_parent, identify
 from topologies.rpc import Json, Reply, Server
 from topologies.specs import LinkSpec, NetworkSpec, network_spec
 from topologies.status import Status
@@ -354,6 +355,8 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, _stop_now)
     signal.signal(signal.SIGINT, _stop_now)
+    if request["tied_to"] is not None and not end_with_parent(request["tied_to"]):
+        raise SystemExit(f"process {request['tied_to']}, which wanted this testbed, is gone")
     raise SystemExit(_run(scenario, request, say, progress))
 
 

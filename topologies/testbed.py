@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -41,18 +42,22 @@ def up(
     *,
     scenario_path: str | None = None,
     stages: tuple[str, ...] = STAGES,
+    tied: bool = False,
     progress: Progress,
 ) -> Status:
-    """Start the testbed of `scenario` and return when all of it is ready; it outlives this process.
+    """Start the testbed of `scenario` and return when all of it is ready.
 
-    `stages` may leave parts out. What an earlier run left under the same prefix is removed first. On failure,
-    and when interrupted, everything is taken down again.
+    It outlives this process, unless it is `tied`: then it is taken down when this process ends, however that
+    happens. `stages` may leave parts out. What an earlier run left, under whatever prefix, is removed first.
+    On failure, and when interrupted, everything is taken down again.
 
     Raises:
         AlreadyUp: it is up.
         TestbedError: it cannot be started; the text says why, with the end of the log that tells more.
     """
     _check_stages(stages)
+    if tied and threading.current_thread() is not threading.main_thread():
+        raise TestbedError("a testbed is tied to the thread that starts it; start it in the main thread")
     checks.check_root()
     prefix = scenario.network.prefix
     have = status(prefix)
@@ -64,6 +69,7 @@ def up(
         "scenario": scenario.model_dump(mode="json"),
         "scenario_path": scenario_path,
         "stages": list(stages),
+        "tied_to": os.getpid() if tied else None,
     }
     with log_path.open("wb") as log:
         supervisor = subprocess.Popen(

@@ -124,7 +124,7 @@ def running(part: plan.Part, scenario: Scenario, progress: Progress) -> Iterator
     testbed.down(scenario.network.prefix)
     rival = None
     try:
-        status = testbed.up(scenario, stages=("controller", "network"), progress=progress)
+        status = testbed.up(scenario, stages=("controller", "network"), tied=True, progress=progress)
         if part.classic:
             progress("Starting the classic method beside it")
             rival = _rival(scenario, status)

@@ -58,7 +58,7 @@ def testbed_up(scenario: Scenario, progress: Progress) -> Iterator[Testbed]:
     """Have the scenario's testbed up, measured, and taken down in the end."""
     prefix = scenario.network.prefix
     progress(f"{scenario.name}: starting {scenario.topology.hosts} hosts")
-    status = testbed.up(scenario, progress=lambda _text: None)
+    status = testbed.up(scenario, tied=True, progress=lambda _text: None)
     try:
         northbound = Client(status.urls["northbound"], server="controller")
         session = Session(

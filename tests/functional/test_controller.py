@@ -68,7 +68,9 @@ def net() -> Iterator[Status]:
     """Run controller and network; every host has spoken."""
     testbed.down(PREFIX)
     try:
-        status = testbed.up(scenario(), stages=("controller", "network"), progress=lambda _text: None)
+        status = testbed.up(
+            scenario(), stages=("controller", "network"), tied=True, progress=lambda _text: None
+        )
         yield status
     finally:
         testbed.down(PREFIX)

@@ -62,7 +62,7 @@ def net(controller: Controller) -> Iterator[Status]:
     """Run a network whose controller is the tests' own; all hosts have talked to each other."""
     testbed.down(PREFIX)
     try:
-        status = testbed.up(scenario(), stages=("network",), progress=lambda _text: None)
+        status = testbed.up(scenario(), stages=("network",), tied=True, progress=lambda _text: None)
         assert eventually(lambda: get("/healthz")["links"] >= 10, seconds=20), get("/healthz")
         names = [host["name"] for host in status.hosts]
 

@@ -43,7 +43,7 @@ def scenario(prefix=PREFIX):
 
 
 def up(progress=lambda _text: None, *, prefix=PREFIX):
-    return testbed.up(scenario(prefix), stages=("network",), progress=progress)
+    return testbed.up(scenario(prefix), stages=("network",), tied=True, progress=progress)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -256,6 +256,22 @@ def test_up_of_another_prefix_sweeps_what_a_crashed_run_left(fresh_network):
         assert state.inventory(PREFIX) == []
     finally:
         testbed.down(OTHER_PREFIX)
+
+
+@pytest.mark.parametrize("ready", [True, False], ids=["when it is up", "while it starts"])
+def test_a_tied_testbed_goes_with_the_process_that_wanted_it(ready):
+    testbed.down(PREFIX)
+    script = (
+        "import sys, time; sys.path.insert(0, 'tests/functional'); import test_network_emulation as t; "
+        "t.up(lambda text: print(text, flush=True)); print('ready', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as wanting:
+        for line in wanting.stdout:
+            if line.startswith("ready" if ready else "Making the network"):
+                break
+        wait_until(lambda: state.inventory(PREFIX) != [])
+        wanting.kill()
+    wait_until(lambda: state.inventory(PREFIX) == [], timeout_s=30)
 
 
 def test_a_dead_emulator_shows_in_the_status(fresh_network):

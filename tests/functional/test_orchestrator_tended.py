@@ -49,7 +49,7 @@ def scenario() -> Scenario:
 @pytest.fixture(scope="module")
 def bed() -> Iterator[Status]:
     try:
-        yield testbed.up(scenario(), progress=lambda text: None)
+        yield testbed.up(scenario(), tied=True, progress=lambda text: None)
     finally:
         testbed.down(PREFIX)
 

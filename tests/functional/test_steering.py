@@ -86,7 +86,9 @@ def net() -> Iterator[Status]:
     """Run controller and network; from orch to h1 no link loses anything."""
     testbed.down(PREFIX)
     try:
-        status = testbed.up(scenario(), stages=("controller", "network"), progress=lambda _text: None)
+        status = testbed.up(
+            scenario(), stages=("controller", "network"), tied=True, progress=lambda _text: None
+        )
         testbed.Client(PREFIX).degrade("h1-g1", loss_ratio=0.0)
         yield status
     finally:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -42,6 +43,42 @@ def test_a_process_that_ignores_the_request_is_killed():
         stubborn.stdout.readline()
         stop_all([identify("stubborn", stubborn.pid)], timeout_s=0.3)
         assert stubborn.wait(5) == -9
+
+
+CHILD = """
+import os, signal, sys
+from topologies.processes import end_with_parent
+signal.signal(signal.SIGTERM, lambda *_: (print("asked to end", flush=True), os._exit(0)))
+print(end_with_parent(int(sys.argv[1])), flush=True)
+signal.pause()
+"""
+PARENT = f"""
+import os, subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", {CHILD!r}, str(os.getpid())])
+time.sleep(600)
+"""
+
+
+def test_a_process_can_end_with_its_parent_even_when_that_is_killed():
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout.readline() == "True\n"
+        parent.kill()
+        assert parent.stdout.readline() == "asked to end\n"
+
+
+def test_a_process_whose_parent_is_gone_already_is_told():
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD.replace("signal.pause()", ""), "1"], capture_output=True, text=True
+    )
+    assert done.stdout == "False\n"
+
+
+def test_a_tied_testbed_is_started_from_the_main_thread():
+    """The kernel takes the thread for the parent: its end would end the testbed."""
+    with ThreadPoolExecutor(1) as threads:
+        refused = threads.submit(testbed.up, scenario(), tied=True, progress=print)
+        with pytest.raises(TestbedError, match="in the main thread"):
+            refused.result(10)
 
 
 def test_the_journal_is_read_back_and_swept_with_its_processes(root, sleeper):
