@@ -17,25 +17,24 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
-from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from scenarios.schema import Scenario, parse
 from topologies import checks, leftovers, ovs, stages, state
+from topologies.answers import Answers
+from topologies.component import Component
 from topologies.errors import TestbedError, TopologyError
 from topologies.network import Network
-from topologies.processes import end_with_parent, identify
-from topologies.rpc import Json, Reply, Server
-from topologies.specs import LinkSpec, NetworkSpec, network_spec
-from topologies.status import Status
+from topologies.processes import end_with_parent
+from topologies.rpc import Json, Server
+from topologies.specs import NetworkSpec, network_spec
 from topologies.tending import Tended
 from topologies.wiring import Wiring, choose_backend
+from topologies.worker_stage import Workers
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 1.0
-_CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 Progress = Callable[[str], None]
 
 
@@ -52,12 +51,10 @@ class Supervisor:
         self._scenario, self._scenario_path, self._wanted = scenario, scenario_path, wanted
         self._progress = progress
         self._undo = ExitStack()
-        self._started_at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         self._spec: NetworkSpec = network_spec(scenario)
-        self._links: dict[str, dict[str, Json]] = {}
-        self._controller: stages.Component | None = None
+        self._controller: Component | None = None
         self._orchestrator: Tended | None = None
-        self._workers: stages.Workers | None = None
+        self._workers: Workers | None = None
         self._capacities: stages.Capacities | None = None
         self._trouble: dict[str, str] = {}
         self._stopping = False
@@ -94,9 +91,21 @@ class Supervisor:
             self._undo.callback(self._orchestrator.stop)
         if "workers" in self._wanted:
             self._start_workers()
-        self._journal.set_status(self.status().to_json())
-        self._server = Server(self._journal.directory / "testbed.sock", self._handle)
+        answers = self._answers()
+        self._journal.set_status(answers.status().to_json())
+        self._server = Server(self._journal.directory / "testbed.sock", answers.handle)
         self._undo.callback(self._server.close)
+
+    def _answers(self) -> Answers:
+        return Answers(
+            self._scenario,
+            self._scenario_path,
+            self._wanted,
+            network=self._network,
+            workers=self._workers,
+            journal=self._journal,
+            trouble=self._trouble,
+        )
 
     def _make_room(self) -> None:
         """Remove what earlier runs left, under this prefix and all others."""
@@ -127,13 +136,10 @@ class Supervisor:
         self._network = Network(spec, wiring, datapath=datapath, openflow_port=scenario.network.openflow_port)
         self._undo.callback(self._network.stop)
         self._network.start_all(self._journal.add_processes)
-        self._links = {
-            link.name: {"a_to_b": asdict(link.a_to_b), "b_to_a": asdict(link.b_to_a)} for link in spec.links
-        }
         if self._controller is not None:
             self._introduce(self._controller)
 
-    def _introduce(self, controller: stages.Component) -> None:
+    def _introduce(self, controller: Component) -> None:
         """Wait until the controller has found the core, and tell it the capacities there."""
         self._progress("Waiting for the controller to discover the core")
         stages.wait_for_switches(controller, self._scenario, self._spec)
@@ -146,7 +152,7 @@ class Supervisor:
 
     def _start_workers(self) -> None:
         self._progress(f"Starting {len(self._spec.hosts)} workers")
-        self._workers = stages.Workers(self._scenario, self._spec, self._journal)
+        self._workers = Workers(self._scenario, self._spec, self._journal)
         self._undo.callback(self._workers.stop)
         self._workers.start(self._network.netns, self._progress)
 
@@ -157,7 +163,7 @@ class Supervisor:
         except Exception:  # the outermost place: `testbed.down` looks for what is left, and names it
             log.exception("taking down")
 
-    # --- answering
+    # --- running
 
     def serve(self) -> None:
         """Answer requests and watch the parts until told to stop."""
@@ -207,7 +213,7 @@ class Supervisor:
         if happened is not None:
             self._note("Open vSwitch", happened)
 
-    def _reap(self, workers: stages.Workers) -> None:
+    def _reap(self, workers: Workers) -> None:
         try:
             workers.reap()
         except TopologyError as error:
@@ -220,118 +226,6 @@ class Supervisor:
         if name not in self._trouble:
             self._trouble[name] = f"{name} {text}"
             log.error("%s", self._trouble[name])
-
-    def _handle(self, request: Json, reply: Reply) -> None:
-        call = request.get("call")
-        if call == "status":
-            reply(self.status().to_json())
-        elif call == "emulation":
-            reply(self._network.wiring.report())
-        elif call == "change":
-            reply(self._change(str(request["link"]), request.get("direction"), request["values"]))
-        elif call == "restore":
-            reply(self._restore(str(request["link"])))
-        elif call == "kill":
-            reply(self._kill(str(request["node"])))
-        else:
-            raise TestbedError(f"unknown call {call!r}; known: status, emulation, change, restore, kill")
-
-    def _change(self, name: str, direction: str | None, values: dict[str, Any]) -> Json:
-        link = self._spec.link(name)
-        for side in _sides(link, direction):
-            source, destination = (link.a, link.b) if side == "a_to_b" else (link.b, link.a)
-            after = self._network.wiring.change(f"{source}-{destination}", values)
-            self._links[link.name][side] = asdict(after)
-        return {"link": link.name, "current": self._links[link.name]}
-
-    def _restore(self, name: str) -> Json:
-        link = self._spec.link(name)
-        self._change(name, "a_to_b", asdict(link.a_to_b))
-        return self._change(name, "b_to_a", asdict(link.b_to_a))
-
-    def _kill(self, node: str) -> Json:
-        if self._workers is None or node not in self._workers.workers:
-            raise TestbedError(f"there is no worker on {node!r} to kill")
-        pid = self._workers.workers[node].pid
-        if node in self._workers.dead or identify(node, pid) is None:
-            raise TestbedError(f"the worker on {node} has ended already")
-        os.kill(pid, signal.SIGKILL)
-        return {"killed": pid}
-
-    def status(self) -> Status:
-        """Describe the testbed as it is now."""
-        scenario = self._scenario
-        urls = {}
-        if self._controller is not None:
-            urls["northbound"] = stages.northbound_url(scenario)
-        if self._orchestrator is not None:
-            urls["api"] = stages.api_url(scenario)
-        return Status(
-            prefix=self._spec.prefix,
-            scenario=scenario.name,
-            scenario_path=self._scenario_path,
-            started_at=self._started_at,
-            stages=self._wanted,
-            state_dir=str(self._journal.directory),
-            pids={"supervisor": os.getpid(), **self._journal.pids()},
-            urls=urls,
-            hosts=tuple(self._host_json(host.name) for host in self._spec.all_hosts()),
-            switches=tuple(
-                {"name": item.name, "dpid": item.dpid, "role": str(item.role)} for item in self._spec.switches
-            ),
-            links=tuple(self._link_json(link) for link in self._spec.links),
-            emulator=self._network.wiring.backend,
-            datapath=self._network.datapath,
-            congestion_control=_CONGESTION_CONTROL.read_text(encoding="ascii").strip(),
-            trouble=tuple(self._trouble.values()),
-        )
-
-    def _host_json(self, name: str) -> Json:
-        host = next(item for item in self._spec.all_hosts() if item.name == name)
-        worker = self._workers.workers.get(name) if self._workers else None
-        return {
-            "name": host.name,
-            "ip": host.ip,
-            "mac": host.mac,
-            "switch": host.switch,
-            "domain": host.domain,
-            "trusted": host.trusted,
-            "pid": self._network.nameToNode[name].pid,
-            "netns": self._network.netns(name),
-            "worker_pid": worker.pid if worker else None,
-            **(asdict(host.device) if host.device else {}),
-        }
-
-    def _link_json(self, link: LinkSpec) -> Json:
-        forth, back = stages.northbound_ids(self._spec, link)
-        return {
-            "name": link.name,
-            "kind": str(link.kind),
-            "a": link.a,
-            "b": link.b,
-            "northbound": {"a_to_b": forth, "b_to_a": back},
-            "configured": {"a_to_b": asdict(link.a_to_b), "b_to_a": asdict(link.b_to_a)},
-            "current": self._links[link.name],
-        }
-
-
-def _sides(link: LinkSpec, direction: str | None) -> tuple[str, ...]:
-    """Read a direction: None is both, `h3>g1` (or `h3-g1`) the one from h3 to g1."""
-    names = {
-        "a_to_b": "a_to_b",
-        "b_to_a": "b_to_a",
-        f"{link.a}>{link.b}": "a_to_b",
-        f"{link.b}>{link.a}": "b_to_a",
-        f"{link.a}-{link.b}": "a_to_b",
-        f"{link.b}-{link.a}": "b_to_a",
-    }
-    if direction is None:
-        return ("a_to_b", "b_to_a")
-    if direction not in names:
-        raise TestbedError(
-            f"link {link.name} has no direction {direction!r}; it has {link.a}>{link.b} and {link.b}>{link.a}"
-        )
-    return (names[direction],)
 
 
 def _stop_now(*_: object) -> None:

@@ -13,10 +13,11 @@ import pytest
 
 from scenarios.schema import parse
 from topologies import checks, controller_token, ovs, rpc, stages, state, testbed
+from topologies.answers import _sides
 from topologies.errors import TestbedError, TopologyError
 from topologies.processes import Process, identify, start_ticks, stop_all
 from topologies.specs import network_spec
-from topologies.supervisor import _in_words, _sides
+from topologies.supervisor import _in_words
 from topologies.wiring import Wiring
 
 
