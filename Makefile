@@ -44,6 +44,7 @@ bench: setup ## run the benchmarks at full size; figures go to results/
 		--part validation --part emulation --json results/stragglers.json
 	@$(BIN)/python -m benchmarks.network_accuracy --json results/network_accuracy.json
 	@$(BIN)/python -m benchmarks.round_overhead --json results/round_overhead.json
+	@$(BIN)/python -m benchmarks.split_overhead --json results/split_overhead.json
 
 clean: ## remove the virtual environment and caches (results stay)
 	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info

@@ -13,15 +13,17 @@ _PEERS = Path(__file__).parent / "peers"
 _INSTALL_TIMEOUT_S = 900
 
 
-def python_of(peer: str, cache: Path, *, make: bool) -> Path | None:
+def python_of(peer: str, cache: Path, *, make: bool, pins: Path = _PEERS) -> Path | None:
     """Give the interpreter of the environment of `peer`; None if there is none and none is to be made.
+
+    `pins`: the folder whose `<peer>.txt` lists what it holds.
 
     Raises:
         RuntimeError: it cannot be made; the text has what pip said.
     """
-    wanted = _PEERS / f"{peer}.txt"
-    pins = hashlib.sha256(wanted.read_bytes()).hexdigest()[:12]
-    folder = cache / f"{peer}-py{sys.version_info.major}.{sys.version_info.minor}-{pins}"
+    wanted = pins / f"{peer}.txt"
+    version = hashlib.sha256(wanted.read_bytes()).hexdigest()[:12]
+    folder = cache / f"{peer}-py{sys.version_info.major}.{sys.version_info.minor}-{version}"
     python = folder / "bin" / "python"
     if (folder / "complete").exists():
         return python

@@ -1,0 +1,17 @@
+"""What splitting a model costs, and how fast our engine decodes, against Hugging Face and llama.cpp.
+
+`python -m benchmarks.split_overhead [--quick] [--part PART ...] --json FILE`. The model is a random-weight
+Llama in fp32 (8 layers, hidden 512, 8 heads, 4 KV heads, FFN 1408, vocabulary 32000), so that one token reads
+161 MB. Every process has one thread and one core; the orchestrator's side, which only asks and listens, is
+this process.
+
+- `single`: tokens/s of one request on one worker that holds the whole model, against `generate` with its KV
+  cache of the transformers library, and llama.cpp (from xllamacpp's wheel, in an environment of its own).
+- `stages`: the same request over 2, 3 and 4 workers, over mutual TLS on loopback, against that one worker.
+- `batch`: 8 requests at once over 2 workers on 2 cores, against one worker on one core.
+- `hop`: from the compute thread of one worker to that of the next (serialise, encrypt, send, receive,
+  decrypt, check, hand over), one row of hidden values, in both directions of a ring of two.
+
+Everything of ours is the product: agents, links, shard hosts, and the pool of the orchestrator. What is
+compared takes turns, a run of each at a time, and the first of a pair changes from pair to pair.
+"""

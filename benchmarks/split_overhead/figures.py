@@ -1,0 +1,74 @@
+"""From rows to figures: pure."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.envelope import Target
+
+Row = Mapping[str, Any]
+STAGES = (2, 3, 4)
+_STAGES_LIMITS = {2: 0.97, 3: 0.95, 4: 0.92}
+
+
+def targets(rows: Sequence[Row]) -> list[Target]:
+    """Compute the targets; what was not measured has no value."""
+    over_peers = {
+        "single_over_huggingface": (ratio(rows, "single", "ours", "huggingface"), 2.2),
+        "single_over_llamacpp": (ratio(rows, "single", "ours", "llamacpp"), 0.75),
+    }
+    over_one = {
+        f"{stages}_stages_over_one": (ratio(rows, f"stages {stages}", "split", "one"), limit)
+        for stages, limit in _STAGES_LIMITS.items()
+    }
+    over_one["batch_2_stages_over_one"] = ratio(rows, "batch", "split", "one"), 1.6
+    return [
+        *(
+            Target(name=name, value=value, op=">=", limit=limit)
+            for name, (value, limit) in over_peers.items()
+        ),
+        Target(name="tokens_as_huggingface", value=_same_tokens(rows), op="==", limit=True),
+        *(Target(name=name, value=value, op=">=", limit=limit) for name, (value, limit) in over_one.items()),
+        Target(name="hop_us", value=_hop_us(rows), op="<=", limit=80.0),
+    ]
+
+
+def ratio(rows: Sequence[Row], part: str, arm: str, base: str) -> float | None:
+    """Return the median over pairs of one arm's tokens/s through the other's; None without pairs."""
+    speeds = {
+        (row["arm"], row["pair"]): row["tokens_per_s"]
+        for row in rows
+        if row["part"] == part and row["arm"] in (arm, base)
+    }
+    pairs = [pair for name, pair in speeds if name == arm and (base, pair) in speeds]
+    return statistics.median(speeds[arm, pair] / speeds[base, pair] for pair in pairs) if pairs else None
+
+
+def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return, per part and arm, how often it ran and the median, least and most of what it measured."""
+    found = []
+    for part, arm in dict.fromkeys((row["part"], row["arm"]) for row in rows):
+        own = [row for row in rows if (row["part"], row["arm"]) == (part, arm)]
+        unit = "us" if part == "hop" else "tokens/s"
+        values = [row["hop_us" if part == "hop" else "tokens_per_s"] for row in own]
+        line = {"part": part, "arm": arm, "runs": len(own), "unit": unit, "median": statistics.median(values)}
+        found.append({**line, "least": min(values), "most": max(values)})
+    return found
+
+
+def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
+    """Return the place of the first token that differs, None if none does."""
+    places = (place for place, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
+    return next(places, None)
+
+
+def _hop_us(rows: Sequence[Row]) -> float | None:
+    values = [row["hop_us"] for row in rows if row["part"] == "hop"]
+    return statistics.median(values) if values else None
+
+
+def _same_tokens(rows: Sequence[Row]) -> bool | None:
+    told = [row["same_tokens"] for row in rows if row.get("same_tokens") is not None]
+    return all(told) if told else None

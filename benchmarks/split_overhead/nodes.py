@@ -1,0 +1,169 @@
+"""Our side: workers as the product runs them, one process and one core each, and what asks them.
+
+A worker keeps what it holds for all deployments, so that the one that holds the whole model is also the first
+stage of every ring.
+"""
+
+from __future__ import annotations
+
+import datetime
+import multiprocessing
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.split_overhead import model
+from orchestrator.adapters.certificates import Authority
+from orchestrator.adapters.worker_pool import LiveWorkerPool
+from orchestrator.clock import SystemClock
+from workers import agent
+from workers.config import WorkerConfig
+from workers.device import DeviceProfile
+from workers.models.config import parameter_shapes, parse_config
+from workers.models.loader import digest
+from workers.shard import ShardHost
+
+_ADDRESS = "127.0.0.1"
+_ATTACH_TIMEOUT_S = 60.0
+_COMMAND_TIMEOUT_S = 120.0
+_GENERATION_TIMEOUT_S = 120.0
+_MEMORY_BYTES = 4 << 30
+
+
+class Workers:
+    """Attached workers, each on a core of its own as far as there are cores; to be closed."""
+
+    def __init__(
+        self, folder: Path, cores: Sequence[int], *, make_shards: Callable[..., ShardHost] = ShardHost
+    ) -> None:
+        """Start one worker per entry of `cores` and wait until all are attached."""
+        self.names = [f"n{number}" for number in range(len(cores))]
+        self._told: queue.SimpleQueue[tuple[str, Mapping[str, Any]]] = queue.SimpleQueue()
+        authority = Authority(folder, address=_ADDRESS, now=lambda: datetime.datetime.now(datetime.UTC))
+        listening = socket.create_server((_ADDRESS, 0), backlog=64)
+        self._pool = LiveWorkerPool(authority=authority, clock=SystemClock())
+        joined = threading.Semaphore(0)
+        self._pool.subscribe(lambda event: joined.release() if event.kind == "node_joined" else None)
+        self._pool.on_notification("token", lambda _node, fields: self._told.put(("token", fields)))
+        self._pool.on_notification("done", lambda _node, fields: self._told.put(("done", fields)))
+        self.ports = {name: _free_port() for name in self.names}
+        context = multiprocessing.get_context("spawn")
+        self._processes = []
+        for name, core in zip(self.names, cores, strict=True):
+            config = WorkerConfig(
+                node=name,
+                orchestrator=(_ADDRESS, listening.getsockname()[1]),
+                listen=(_ADDRESS, self.ports[name]),
+                state_dir=folder / name,
+                token=authority.create_token(name, trusted=True),
+                compute_flops=1e9,
+                memory_bytes=_MEMORY_BYTES,
+                give_up_after_s=10.0,
+            )
+            process = context.Process(target=_work, args=(config, core, make_shards), daemon=True)
+            process.start()
+            self._processes.append(process)
+        self._pool.start(listening)
+        for _ in self.names:
+            if not joined.acquire(timeout=_ATTACH_TIMEOUT_S):
+                self.close()
+                raise RuntimeError(f"not all of {len(cores)} workers attached within {_ATTACH_TIMEOUT_S:g} s")
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def deploy(
+        self,
+        name: str,
+        document: dict[str, Any],
+        parameters: dict[str, torch.Tensor],
+        ranges: Sequence[tuple[int, int]],
+    ) -> None:
+        """Put layers [first, end) of `ranges` on the first workers, the head on the first of all."""
+        whole, nodes = digest(parameters), self.names[: len(ranges)]
+        config = parse_config(document)
+        for place, (node, (first, end)) in enumerate(zip(nodes, ranges, strict=True)):
+            following, head = nodes[(place + 1) % len(nodes)], place == 0
+            shapes = parameter_shapes(config, first_layer=first, end_layer=end, head=head)
+            fields = {
+                "deployment": name,
+                "epoch": 1,
+                "model": whole,
+                "config": document,
+                "roles": (["head"] if head else []) + (["stage"] if end > first else []),
+                "first_layer": first,
+                "end_layer": end,
+                "tokenizer_json": model.tokenizer_json(document) if head else None,
+                "previous": nodes[place - 1],
+                "next": {"node": following, "address": _ADDRESS, "port": self.ports[following]},
+                "context_tokens": config.context_tokens,
+                "request_timeout_s": 30.0,
+            }
+            tensors = {key: parameters[key].numpy() for key in shapes}
+            self._ask(node, "bulk", "shard.prepare", fields, tensors)
+        for node in reversed(nodes):
+            self._ask(node, "control", "shard.commit", {"deployment": name, "epoch": 1})
+
+    def generate(
+        self, name: str, *, tokens: int, requests: int = 1, prompt: Sequence[int] = model.PROMPT
+    ) -> list[list[Mapping[str, Any]]]:
+        """Have `requests` answered at once; returns what was told of the tokens of each, in order.
+
+        To each, `heard_s` is added: when it was heard here.
+        """
+        made: dict[str, list[Mapping[str, Any]]] = {}
+        for number in range(requests):
+            request = f"r{time.monotonic_ns()}-{number}"
+            made[request] = []
+            own = [(token + 97 * number) for token in prompt]
+            fields = {"deployment": name, "request": request, "tokens": own, "max_tokens": tokens}
+            self._ask(self.names[0], "control", "generate", fields)
+        running, deadline_s = set(made), time.monotonic() + _GENERATION_TIMEOUT_S
+        while running:
+            kind, fields = self._told.get(timeout=max(0.0, deadline_s - time.monotonic()))
+            if kind == "token":
+                made[fields["request"]].append({**fields, "heard_s": time.monotonic()})
+                continue
+            if fields["finish_reason"] != "length":
+                raise RuntimeError(f"a request ended with {fields['finish_reason']}: {fields.get('detail')}")
+            running.discard(fields["request"])
+        return list(made.values())
+
+    def close(self) -> None:
+        """End the workers."""
+        self._pool.stop()
+        for process in self._processes:
+            process.terminate()
+            process.join(10)
+
+    def _ask(
+        self, node: str, channel: Any, kind: str, fields: Mapping[str, Any], tensors: Any = None
+    ) -> Mapping[str, Any]:
+        return self._pool.request(
+            node, channel, kind, dict(fields), tensors, timeout_s=_COMMAND_TIMEOUT_S
+        ).fields
+
+
+def _work(config: WorkerConfig, core: int, make_shards: Callable[..., ShardHost]) -> None:
+    os.sched_setaffinity(0, {core})
+    torch.set_num_threads(1)
+    profile = DeviceProfile(
+        device="cpu", cpu_count=1, memory_bytes=_MEMORY_BYTES, compute_flops=1e9, layer_overhead_s=0.0,
+        power=None, emulated=False, pacing=False, torch=torch.__version__, pid=os.getpid(),
+    )  # fmt: skip
+    agent.Agent(config, profile, make_shards=make_shards).run()
+
+
+def _free_port() -> int:
+    with socket.create_server((_ADDRESS, 0)) as probe:
+        return int(probe.getsockname()[1])

@@ -1,0 +1,194 @@
+"""The parts: what is started for each, and how the runs take turns."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.round_overhead import arms, environments
+from benchmarks.split_overhead import figures, hop, model
+from benchmarks.split_overhead.nodes import Workers
+
+_PEERS = Path(__file__).parent / "peers"
+_REQUESTS = 8
+Run = Callable[[], dict[str, Any]]
+_CLEAR_MARGIN = 1e-4
+"""Logits nearer to each other than this may change places by rounding (DESIGN.md, section 7)."""
+
+
+class Bench:
+    """The benchmark's parts; each answers its rows. `notes` gets what a reader should know beside them."""
+
+    def __init__(
+        self, folder: Path, cores: Sequence[int], options: argparse.Namespace, notes: list[str]
+    ) -> None:
+        self._folder = folder
+        self._cores = cores
+        self._options = options
+        self._notes = notes
+        self._document = model.config(quick=options.quick)
+        self._tokens = 16 if options.quick else 128
+        self._pairs = 1 if options.quick else options.pairs
+        self._started = 0
+
+    def single(self) -> list[dict[str, Any]]:
+        """Compare one worker with Hugging Face and llama.cpp."""
+        rows: list[dict[str, Any]] = []
+        with ExitStack() as stack:
+            workers = stack.enter_context(self._workers(1))
+            self._deploy(workers, "one", 1)
+            runs: dict[str, Run] = {"ours": lambda: self._one_request(workers, "one")}
+            for peer in self._peers(stack):
+                runs[peer.plan.name] = peer.round
+            for _ in range(2):
+                runs["ours"]()
+            for pair in range(self._pairs):
+                found = {name: runs[name]() for name in _in_turn(runs, pair)}
+                for name, told in found.items():
+                    row = {"part": "single", "arm": name, "pair": pair, "tokens_per_s": told["tokens_per_s"]}
+                    rows.append({**row, **self._compared(name, told, found["ours"])})
+        return rows
+
+    def stages(self) -> list[dict[str, Any]]:
+        """Compare rings of 2, 3 and 4 workers with one worker."""
+        rows = []
+        with self._workers(max(figures.STAGES)) as workers:
+            for count in (1, *figures.STAGES):
+                self._deploy(workers, str(count), count)
+                self._one_request(workers, str(count))
+            for count in figures.STAGES:
+                rows += self._paired(
+                    f"stages {count}",
+                    one=lambda: self._one_request(workers, "1"),
+                    split=lambda count=count: self._one_request(workers, str(count)),
+                )
+        return rows
+
+    def batch(self) -> list[dict[str, Any]]:
+        """Compare a ring of 2 with one worker under 8 requests at once."""
+        with self._workers(2) as workers:
+            self._deploy(workers, "one", 1)
+            self._deploy(workers, "split", 2, ranges=self._even_work())
+            for name in ("one", "split"):
+                self._many_requests(workers, name)
+            return self._paired(
+                "batch",
+                one=lambda: self._many_requests(workers, "one"),
+                split=lambda: self._many_requests(workers, "split"),
+            )
+
+    def hop(self) -> list[dict[str, Any]]:
+        """Time a row from compute thread to compute thread, both ways."""
+        rows = []
+        with self._workers(2, make_shards=hop.TimingShardHost) as workers:
+            self._deploy(workers, "hop", 2)
+            for repeat in range(1 + self._pairs):
+                told = workers.generate("hop", tokens=4 * self._tokens)[0]
+                hops = [hop.hops_us(fields["margin"]) for fields in told[8:]]
+                if repeat:
+                    for arm, values in zip(("there", "back"), zip(*hops, strict=True), strict=True):
+                        row = {"part": "hop", "arm": arm, "pair": repeat - 1, "tokens": len(values)}
+                        most = statistics.quantiles(values, n=100)[-1]
+                        rows.append({**row, "hop_us": statistics.median(values), "hop_us_p99": most})
+        return rows
+
+    @cached_property
+    def _parameters(self) -> dict[str, torch.Tensor]:
+        return model.parameters(self._document, seed=self._options.seed)
+
+    def _workers(self, count: int, **more: Any) -> Workers:
+        """Start workers, one core after the other."""
+        self._started += 1
+        cores = [self._cores[place % len(self._cores)] for place in range(count)]
+        return Workers(self._folder / f"workers-{self._started}", cores, **more)
+
+    def _deploy(
+        self, workers: Workers, name: str, count: int, *, ranges: Sequence[tuple[int, int]] | None = None
+    ) -> None:
+        layers = self._document["num_hidden_layers"]
+        cuts = [layers * place // count for place in range(count + 1)]
+        even = list(itertools.pairwise(cuts))
+        workers.deploy(name, self._document, self._parameters, ranges or even)
+
+    def _even_work(self) -> list[tuple[int, int]]:
+        """Cut in two where both halves read the same number of bytes, the LM head counted."""
+        layers = self._document["num_hidden_layers"]
+        head = self._parameters["lm_head.weight"].numel()
+        layer = (sum(value.numel() for value in self._parameters.values()) - 2 * head) / layers
+        first = max(1, min(layers - 1, round((layers - head / layer) / 2)))
+        return [(0, first), (first, layers)]
+
+    def _one_request(self, workers: Workers, name: str) -> dict[str, Any]:
+        told = workers.generate(name, tokens=self._tokens)[0]
+        decode_s = sum(fields["elapsed_s"] for fields in told[1:])
+        return {
+            "tokens_per_s": (len(told) - 1) / decode_s,
+            "tokens": [fields["token"] for fields in told],
+            "margins": [fields["margin"] for fields in told],
+        }
+
+    def _many_requests(self, workers: Workers, name: str) -> dict[str, Any]:
+        """Measure from when the last request has its first token to when the first has its last."""
+        answers = workers.generate(name, tokens=self._tokens, requests=_REQUESTS)
+        since_s = max(told[0]["heard_s"] for told in answers)
+        until_s = min(told[-1]["heard_s"] for told in answers)
+        count = sum(since_s < fields["heard_s"] <= until_s for told in answers for fields in told)
+        return {"tokens_per_s": count / (until_s - since_s)}
+
+    def _paired(self, part: str, **runs: Run) -> list[dict[str, Any]]:
+        rows = []
+        for pair in range(self._pairs):
+            for name in _in_turn(runs, pair):
+                speed = runs[name]()["tokens_per_s"]
+                rows.append({"part": part, "arm": name, "pair": pair, "tokens_per_s": speed})
+        return rows
+
+    def _peers(self, stack: ExitStack) -> list[arms.Arm]:
+        """Start the peers that can be had; a note says why one cannot."""
+        folder = self._folder / "model"
+        model.write(folder, self._document, self._parameters)
+        values = (str(folder), str(self._cores[0]), str(self._tokens), ",".join(map(str, model.PROMPT)))
+        started = []
+        for name, python_of in (("huggingface", lambda: Path(sys.executable)), ("llamacpp", self._llamacpp)):
+            try:
+                command = (str(python_of()), "-m", f"benchmarks.split_overhead.peers.{name}", *values)
+                plan = arms.Plan(name=name, workers=1, command=command, warm_up=2)
+                peer = arms.Arm(plan, log=self._folder / f"{name}.log")
+            except RuntimeError as error:
+                self._notes.append(f"{name} not run: {error}")
+                continue
+            stack.callback(peer.stop)
+            started.append(peer)
+        return started
+
+    def _llamacpp(self) -> Path:
+        cache, make = self._options.cache, not self._options.quick
+        python = environments.python_of("xllamacpp", cache, make=make, pins=_PEERS)
+        if python is None:
+            raise RuntimeError("xllamacpp is not installed; a run without --quick does that")
+        return python
+
+    def _compared(self, name: str, told: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+        """Say whether a peer that tells its tokens made ours; a difference at a tie is no difference."""
+        if name == "ours" or "tokens" not in told:
+            return {"same_tokens": None}
+        place = figures.first_difference(ours["tokens"], told["tokens"])
+        if place is None:
+            return {"same_tokens": True}
+        margin = ours["margins"][place]
+        return {"same_tokens": margin < _CLEAR_MARGIN, "first_difference": place, "margin_there": margin}
+
+
+def _in_turn(names: Mapping[str, Any], pair: int) -> list[str]:
+    """Give the order within a pair: another one begins each time."""
+    order = list(names)
+    return order[pair % len(order) :] + order[: pair % len(order)]
