@@ -26,8 +26,17 @@ _POLL_S = 0.1
 class Component:
     """A child process with a log of its own."""
 
-    def __init__(self, name: str, command: Sequence[str], journal: Journal, *, again: bool = False) -> None:
-        """Start it; `again`: its log goes on."""
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        journal: Journal,
+        *,
+        again: bool = False,
+        outlives: bool = False,
+        pass_fds: tuple[int, ...] = (),
+    ) -> None:
+        """Start it; `again`: its log goes on; `outlives`: it does not die with this process."""
         self.name = name
         self.log_path = journal.directory / "logs" / f"{name}.log"
         with self.log_path.open("ab" if again else "wb") as output:
@@ -39,7 +48,8 @@ class Component:
                 cwd=REPOSITORY,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=None if outlives else die_with_parent,
+                pass_fds=pass_fds,
             )
         journal.add_process(name, self.process.pid)
 

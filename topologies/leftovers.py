@@ -17,6 +17,8 @@ from topologies.errors import CommandError, TestbedError, TopologyError
 
 log = logging.getLogger(__name__)
 
+PATIENCE_S = 20.0
+"""How long who must have a prefix waits for who sweeps it; that takes a few seconds."""
 _POLL_S = 0.05
 
 

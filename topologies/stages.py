@@ -1,8 +1,9 @@
-"""Start the controller and the orchestrator of a testbed, each awaited until it answers."""
+"""Start the guard, the controller and the orchestrator of a testbed; all but the first are awaited."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -10,12 +11,25 @@ from scenarios.schema import Scenario
 from topologies import controller_token
 from topologies.component import REPOSITORY, Component, http_json
 from topologies.specs import LinkKind, LinkSpec, NetworkSpec
-from topologies.state import Journal, make_directory
+from topologies.state import GUARD, Journal, make_directory
 
 CONTROLLER_TIMEOUT_S = 40.0
 SWITCHES_TIMEOUT_S = 30.0
 LINKS_TIMEOUT_S = 40.0
 ORCHESTRATOR_TIMEOUT_S = 60.0
+
+
+# --- guard
+
+
+def start_guard(journal: Journal, *, again: bool = False) -> Component:
+    """Start the process that removes what is left should this one be killed (topologies/guard.py)."""
+    itself = os.pidfd_open(os.getpid())
+    try:
+        command = [sys.executable, "-m", "topologies.guard", journal.prefix, str(itself)]
+        return Component(GUARD, command, journal, again=again, outlives=True, pass_fds=(itself,))
+    finally:
+        os.close(itself)
 
 
 # --- controller

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from topologies.processes import Process, identify, stop_all
 log = logging.getLogger(__name__)
 
 ROOT = Path("/run/utopia")
+GUARD = "guard"
+"""The process that takes over when the owner is killed: it goes last."""
 _STATE = "state.json"
 _KEPT = ("logs", "orchestrator")
 """What stays in the directory when all is down: logs, and the orchestrator's records."""
@@ -54,7 +57,7 @@ class Journal:
 
     def __init__(self, prefix: str, owner: Process) -> None:
         self.directory = directory(prefix)
-        self._prefix = prefix
+        self.prefix = prefix
         self._owner = owner
         self._processes: list[Process] = []
         self._status: dict[str, Any] = {}
@@ -103,7 +106,7 @@ class Journal:
 
     def _write(self) -> None:
         document = {
-            "prefix": self._prefix,
+            "prefix": self.prefix,
             "boot": _boot_id(),
             "owner": asdict(self._owner),
             "processes": [asdict(process) for process in self._processes],
@@ -169,19 +172,19 @@ def sweep(prefix: str) -> list[str]:
 
     The owner must be gone, or be this process.
     """
-    removed = [f"process {item.name} ({item.pid})" for item in _stop_processes(prefix)]
+    record = read(prefix)
+    others = [] if record is None else [item for item in record.processes if item.pid != os.getpid()]
+    removed = _stop(item for item in others if item.name != GUARD)
     removed += _remove_bridges(prefix)
     removed += _remove_namespace(prefix)
     removed += _remove_interfaces(prefix)
+    removed += _stop(item for item in others if item.name == GUARD)
     _tidy(directory(prefix))
     return removed
 
 
-def _stop_processes(prefix: str) -> list[Process]:
-    record = read(prefix)
-    if record is None:
-        return []
-    return stop_all(item for item in record.processes if item.pid != os.getpid())
+def _stop(processes: Iterable[Process]) -> list[str]:
+    return [f"process {item.name} ({item.pid})" for item in stop_all(processes)]
 
 
 def _remove_bridges(prefix: str) -> list[str]:

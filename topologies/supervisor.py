@@ -53,7 +53,7 @@ class Supervisor:
         self._undo = ExitStack()
         self._spec: NetworkSpec = network_spec(scenario)
         self._controller: Component | None = None
-        self._orchestrator: Tended | None = None
+        self._tended: list[Tended] = []
         self._workers: Workers | None = None
         self._capacities: stages.Capacities | None = None
         self._trouble: dict[str, str] = {}
@@ -76,6 +76,9 @@ class Supervisor:
         checks.check_ports(self._scenario, self._wanted)
         self._journal = state.Journal.create(self._scenario.network.prefix)
         self._undo.callback(state.sweep, self._scenario.network.prefix)
+        self._tended.append(
+            Tended(stages.start_guard(self._journal), lambda: stages.start_guard(self._journal, again=True))
+        )
         if "controller" in self._wanted:
             self._progress("Starting the controller")
             self._controller = stages.start_controller(self._scenario, self._journal)
@@ -84,11 +87,12 @@ class Supervisor:
         if "orchestrator" in self._wanted:
             self._progress("Starting the orchestrator")
             netns = self._network.netns("orch")
-            self._orchestrator = Tended(
+            orchestrator = Tended(
                 stages.start_orchestrator(self._scenario, self._spec, netns, self._journal),
                 lambda: stages.restart_orchestrator(self._journal),
             )
-            self._undo.callback(self._orchestrator.stop)
+            self._tended.append(orchestrator)
+            self._undo.callback(orchestrator.stop)
         if "workers" in self._wanted:
             self._start_workers()
         answers = self._answers()
@@ -186,7 +190,7 @@ class Supervisor:
         if emulator is not None:
             log_path = self._network.wiring.log_path
             self._note("emulator", f"ended with status {emulator}: no packet passes any more; see {log_path}")
-        self._tend_orchestrator()
+        self._tend_parts()
         self._tend_switches()
         if missing := self._network.missing():
             self._note(
@@ -199,11 +203,13 @@ class Supervisor:
         if self._capacities is not None and self._capacities.missing:
             self._capacities.put()
 
-    def _tend_orchestrator(self) -> None:
-        happened = None if self._orchestrator is None else self._orchestrator.tend(time.monotonic())
-        if happened is not None:  # the newest says how often by now
-            self._trouble["orchestrator"] = f"orchestrator {happened}"
-            log.error("%s", self._trouble["orchestrator"])
+    def _tend_parts(self) -> None:
+        for tended in self._tended:
+            happened = tended.tend(time.monotonic())
+            if happened is not None:  # the newest says how often by now
+                name = tended.part.name
+                self._trouble[name] = f"{name} {happened}"
+                log.error("%s", self._trouble[name])
 
     def _tend_switches(self) -> None:
         try:
@@ -256,7 +262,7 @@ def main() -> None:
 
 def _run(scenario: Scenario, request: Json, say: Callable[[str, str], None], progress: IO[str]) -> int:
     try:
-        with leftovers.lock(scenario.network.prefix):
+        with leftovers.lock(scenario.network.prefix, wait_s=leftovers.PATIENCE_S):
             return _run_alone(scenario, request, say, progress)
     except (leftovers.Held, OSError) as error:
         say("failed", _in_words(error))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from scenarios.schema import Scenario
-from topologies import checks, rpc, state
+from topologies import checks, leftovers, rpc, state
 from topologies.errors import TestbedError, TopologyError
 from topologies.processes import stop_all, tail
 from topologies.status import STAGES, Status
@@ -127,7 +127,7 @@ def _abandon(supervisor: subprocess.Popen[str], prefix: str) -> None:
     except subprocess.TimeoutExpired:
         supervisor.kill()
         supervisor.wait()
-        state.sweep(prefix)
+        leftovers.sweep_orphan(prefix, wait_s=leftovers.PATIENCE_S)
 
 
 def down(prefix: str, progress: Progress = lambda _text: None) -> list[str]:
@@ -143,9 +143,10 @@ def down(prefix: str, progress: Progress = lambda _text: None) -> list[str]:
         progress(f"Stopping testbed {prefix}")
         stop_all([record.owner], timeout_s=_STOP_TIMEOUT_S)
     try:
-        if state.inventory(prefix):
-            progress(f"Removing what is left of testbed {prefix}")
-        state.sweep(prefix)
+        with leftovers.lock(prefix, wait_s=leftovers.PATIENCE_S):
+            if state.inventory(prefix):
+                progress(f"Removing what is left of testbed {prefix}")
+            state.sweep(prefix)
     except TopologyError as error:
         raise TestbedError(str(error)) from error
     left = state.inventory(prefix)

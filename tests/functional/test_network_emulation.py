@@ -224,7 +224,9 @@ def test_a_second_up_says_that_it_is_up(network):
     assert caught.value.status.pids == network.pids
 
 
-@pytest.mark.parametrize("victims", [("supervisor",), ("emulator",), ("supervisor", "emulator")])
+@pytest.mark.parametrize(
+    "victims", [("guard", "supervisor"), ("emulator",), ("guard", "supervisor", "emulator")]
+)
 def test_down_removes_everything_after_a_crash(fresh_network, victims):
     for name in victims:
         os.kill(fresh_network.pids[name], signal.SIGKILL)
@@ -233,9 +235,36 @@ def test_down_removes_everything_after_a_crash(fresh_network, victims):
     wait_until(lambda: not any(identify(name, pid) for name, pid in fresh_network.pids.items()))
 
 
-def test_up_sweeps_what_a_crashed_run_left(fresh_network):
+def kill_supervisor_and_guard(status):
+    """Kill both at one stroke: of one alone the other would clean up, or start it again."""
+    for name in ("guard", "supervisor"):
+        os.kill(status.pids[name], signal.SIGKILL)
+    wait_until(lambda: not any(identify(name, status.pids[name]) for name in ("guard", "supervisor")))
+
+
+def test_everything_goes_by_itself_when_the_supervisor_is_killed(fresh_network):
+    os.kill(fresh_network.pids["supervisor"], signal.SIGKILL)
+    wait_until(lambda: state.inventory(PREFIX) == [], timeout_s=30)
+    wait_until(lambda: not any(identify(name, pid) for name, pid in fresh_network.pids.items()))
+
+
+def test_up_waits_for_the_sweep_after_a_killed_supervisor(fresh_network):
     os.kill(fresh_network.pids["supervisor"], signal.SIGKILL)
     wait_until(lambda: identify("supervisor", fresh_network.pids["supervisor"]) is None)
+    after = up()
+    assert after.pids["supervisor"] != fresh_network.pids["supervisor"]
+    assert testbed.Client(PREFIX).status().trouble == ()
+
+
+def test_a_killed_guard_is_started_again(fresh_network):
+    os.kill(fresh_network.pids["guard"], signal.SIGKILL)
+    client = testbed.Client(PREFIX)
+    wait_until(lambda: client.status().pids["guard"] != fresh_network.pids["guard"])
+    assert "guard ended with status -9 and was started again" in client.status().trouble[0]
+
+
+def test_up_sweeps_what_a_crashed_run_left(fresh_network):
+    kill_supervisor_and_guard(fresh_network)
     assert testbed.status(PREFIX) is None
     told = []
     assert up(told.append).pids["supervisor"] != fresh_network.pids["supervisor"]
@@ -246,8 +275,7 @@ def test_up_of_another_prefix_sweeps_what_a_crashed_run_left(fresh_network):
     marked = ["ovs-vsctl", "--bare", "--columns=name", "find", "Bridge", "external-ids:made-by=utopia"]
     names = subprocess.run(marked, capture_output=True, text=True, check=True).stdout.split()
     assert {f"{PREFIX}-{switch['name']}" for switch in fresh_network.switches} <= set(names)
-    os.kill(fresh_network.pids["supervisor"], signal.SIGKILL)
-    wait_until(lambda: identify("supervisor", fresh_network.pids["supervisor"]) is None)
+    kill_supervisor_and_guard(fresh_network)
     assert state.inventory(PREFIX) != []
     told = []
     try:
