@@ -21,6 +21,8 @@ class Config(BaseModel):
 
     api_host: str = "127.0.0.1"
     api_port: Port = 8181
+    api_keys_file: Path | None = None
+    """Keys, one on each line, of which completions (`/v1`) need one; null: they need none."""
     northbound_url: AnyHttpUrl
     northbound_token_file: Path | None = None
     """The controller's token, where reading needs one; null: reads are open."""

@@ -337,6 +337,10 @@ class ModelStore(Protocol):
         """Write a Hugging Face folder with `parameters`, to be found as `job:<id>`."""
         ...
 
+    def chat_prompt(self, model: Model, messages: Sequence[Json]) -> str:
+        """Write a conversation as the model was taught to read it; raises InvalidRequest or ModelError."""
+        ...
+
     def count_tokens(self, model: Model, text: str) -> int:
         """Say how many tokens `text` has."""
         ...

@@ -41,6 +41,14 @@ def number(fields: Mapping[str, Any], key: str, *, above: float = 0.0, most: flo
     return float(value)
 
 
+def between(fields: Mapping[str, Any], key: str, least: float, most: float) -> float:
+    """Return a number from `least` to `most`."""
+    value = fields.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise _wrong(key, value, f"a number from {least:g} to {most:g}")
+    return float(value)
+
+
 def section(fields: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """Return a map."""
     value = fields.get(key)

@@ -10,14 +10,16 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from workers.kv_cache import CacheError
 from workers.models.tokenizer import TextStream
+from workers.sampling import GREEDY, Choice, Sampling
 from workers.stage import Stage
+from workers.stopping import StopTexts
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ class Generation:
     max_tokens: int
     text: TextStream
     last_token_s: float
+    sampling: Sampling = GREEDY
+    stops: StopTexts = field(default_factory=StopTexts)
     stage: Stage | None = None
     """Whose ring holds the caches; None before the first pass."""
     cached: int = 0
@@ -185,14 +189,20 @@ class Head:
 
     def _take(self, generation: Generation, stage: Stage, rows: Tensor) -> None:
         generation.in_flight, generation.due_s = False, None
-        token, margin = stage.best(rows[-1])
-        if not math.isfinite(margin):
+        choice = stage.choose(
+            rows[-1], generation.sampling, generation.tokens, prompt_tokens=generation.prompt_tokens
+        )
+        if not math.isfinite(choice.margin):
             self._end(generation, "error", "the model's output is not finite: a node sent broken rows")
             return
-        generation.tokens.append(token)
-        finish = self._finish_reason(generation, stage, token)
-        text = generation.text.push(token) + (generation.text.flush() if finish else "")
-        self._tell_token(generation, stage, token=token, text=text, margin=margin)
+        generation.tokens.append(choice.token)
+        finish = self._finish_reason(generation, stage, choice.token)
+        text, stopped = generation.stops.push(generation.text.push(choice.token))
+        if finish and not stopped:
+            rest, stopped = generation.stops.push(generation.text.flush())
+            text += rest if stopped else rest + generation.stops.flush()
+        finish = "stop" if stopped else finish
+        self._tell_token(generation, stage, choice, text=text)
         if finish:
             self._end(generation, finish)
         else:
@@ -203,20 +213,19 @@ class Head:
             return "stop"
         return "length" if generation.made >= generation.max_tokens else None
 
-    def _tell_token(
-        self, generation: Generation, stage: Stage, *, token: int, text: str, margin: float
-    ) -> None:
+    def _tell_token(self, generation: Generation, stage: Stage, choice: Choice, *, text: str) -> None:
         now_s = self._clock()
         self._tell(
             "token",
             generation,
             index=generation.made - 1,
-            token=token,
+            token=choice.token,
             text=text,
             epoch=stage.epoch,
             elapsed_s=now_s - generation.last_token_s,
             replayed=generation.replayed,
-            margin=margin,
+            margin=choice.margin,
+            **_probabilities(stage, choice),
         )
         generation.last_token_s, generation.replayed = now_s, 0
 
@@ -238,3 +247,13 @@ class Head:
 
     def _tell(self, kind: str, generation: Generation, **fields: Any) -> None:
         self._notify(kind, {"deployment": self._deployment, "request": generation.request, **fields})
+
+
+def _probabilities(stage: Stage, choice: Choice) -> dict[str, Any]:
+    """Return how likely the chosen token was, and the likeliest ones, each with its text."""
+    if choice.log_probability is None:
+        return {}
+    assert stage.tokenizer is not None
+    text = stage.tokenizer.token_text
+    likely = [[token, text(token), value] for token, value in choice.alternatives]
+    return {"logprob": choice.log_probability, "token_text": text(choice.token), "top_logprobs": likely}

@@ -30,7 +30,9 @@ from workers.models.config import parse_config
 from workers.models.tokenizer import TextStream
 from workers.peers import Dial, PeerLink, PeerLinks
 from workers.probe import probe_layer
+from workers.sampling import Sampling
 from workers.stage import Stage
+from workers.stopping import LONGEST_STOP, MOST_STOPS, StopTexts
 from workers.wire import Frame
 
 logger = logging.getLogger(__name__)
@@ -209,6 +211,8 @@ class ShardHost:
             max_tokens=_max_tokens(message, stage, len(tokens)),
             text=TextStream(stage.tokenizer),
             last_token_s=self._clock(),
+            sampling=Sampling.parse(fields.section(message, "sampling") if "sampling" in message else {}),
+            stops=StopTexts(_stops(message)),
         )
         prompt_tokens = generation.prompt_tokens
         refusal = self._compute.call(lambda: deployment.head.start(generation), COMMAND_TIMEOUT_S)
@@ -302,7 +306,8 @@ def _prompt(message: Mapping[str, Any], stage: Stage) -> list[int]:
     tokens = message.get("tokens")
     if tokens is None:
         assert stage.tokenizer is not None
-        tokens = stage.tokenizer.encode(fields.text(message, "prompt", longest=_LONGEST_PROMPT))
+        prompt = fields.text(message, "prompt", longest=_LONGEST_PROMPT)
+        tokens = stage.tokenizer.encode(prompt, bare=message.get("bare") is True)
     vocabulary = stage.assignment.config.vocabulary_size
     if not isinstance(tokens, list) or not tokens:
         raise RequestRefused("bad-field", "the prompt has no tokens")
@@ -312,8 +317,9 @@ def _prompt(message: Mapping[str, Any], stage: Stage) -> list[int]:
 
 
 def _max_tokens(message: Mapping[str, Any], stage: Stage, prompt_tokens: int) -> int:
-    max_tokens = fields.integer(message, "max_tokens", least=1)
     context_tokens = stage.assignment.context_tokens
+    wanted = {"max_tokens": max(1, context_tokens - prompt_tokens), **message}
+    max_tokens = fields.integer(wanted, "max_tokens", least=1)
     if prompt_tokens + max_tokens > context_tokens:
         raise RequestRefused(
             "context-exceeded",
@@ -321,6 +327,16 @@ def _max_tokens(message: Mapping[str, Any], stage: Stage, prompt_tokens: int) ->
             f"of {context_tokens}; shorten the prompt or ask for fewer tokens",
         )
     return max_tokens
+
+
+def _stops(message: Mapping[str, Any]) -> list[str]:
+    stops = message.get("stop", [])
+    if not isinstance(stops, list) or len(stops) > MOST_STOPS:
+        raise RequestRefused("bad-field", f"stop must be a list of at most {MOST_STOPS} texts")
+    for stop in stops:
+        if not isinstance(stop, str) or not 1 <= len(stop) <= LONGEST_STOP:
+            raise RequestRefused("bad-field", f"a stop text must have 1 to {LONGEST_STOP} characters")
+    return stops
 
 
 def _failure(message: Mapping[str, Any]) -> dict[str, str] | None:

@@ -7,6 +7,7 @@ only, except what is constant after construction.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,9 +16,10 @@ from workers.assignment import Assignment
 from workers.device import Pacer, forward_s
 from workers.kv_cache import Budget, KvCache
 from workers.layer_store import Parameters
-from workers.models.llama import build, greedy
+from workers.models.llama import build
 from workers.models.tokenizer import Tokenizer
 from workers.peers import PeerLink
+from workers.sampling import Choice, Sampling, choose
 
 
 class Stage:
@@ -80,20 +82,20 @@ class Stage:
             span.abandon()
         return out
 
-    def best(self, row: Tensor) -> tuple[int, float]:
-        """Return the greedy token after a row [H] that has passed all layers, and its margin; head only."""
+    def choose(self, row: Tensor, sampling: Sampling, tokens: Sequence[int], *, prompt_tokens: int) -> Choice:
+        """Choose the token after a row [H] that has passed all layers; head only."""
         config = self.assignment.config
         span = self._pacer.begin()
         try:
             with torch.inference_mode():
-                token, margin = greedy(self._model.logits(row))
+                choice = choose(self._model.logits(row), sampling, tokens, prompt_tokens=prompt_tokens)
             matrix = config.vocabulary_size * config.hidden_size
             span.finish(
                 forward_s(self._pacer.profile, parameters=matrix, layers=0, rows=1), interrupt=self._ending
             )
         finally:
             span.abandon()
-        return token, margin
+        return choice
 
     def forget(self, request: str) -> None:
         """Free the cache of a sequence."""

@@ -6,7 +6,7 @@ import logging
 import re
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from orchestrator.adapters.chat import ChatTemplate
 from orchestrator.core.model import ModelGraph
 from orchestrator.core.partition import transformer_graph
 from orchestrator.errors import InvalidRequest, ModelError, NotFound
@@ -46,6 +47,7 @@ class FolderModels:
         self._seed = seed
         self._making = threading.Lock()
         self._known: dict[Path, Model] = {}
+        self._chats: dict[Path, ChatTemplate] = {}
 
     def check(self, name: str) -> None:
         """Refuse a model that cannot be trained: by its configuration and the headers of its files."""
@@ -147,6 +149,14 @@ class FolderModels:
         except OSError as error:
             raise ModelError(f"the tuned model cannot be written to {folder}: {error}") from error
         return folder
+
+    def chat_prompt(self, model: Model, messages: Sequence[Json]) -> str:
+        """Write a conversation as the model was taught to read it."""
+        with self._making:
+            if model.folder not in self._chats:
+                self._chats[model.folder] = ChatTemplate.of_folder(model.folder)
+            template = self._chats[model.folder]
+        return template.write(messages)
 
     def count_tokens(self, model: Model, text: str) -> int:
         """Say how many tokens `text` has."""

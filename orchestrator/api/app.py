@@ -10,17 +10,21 @@ from urllib.parse import urlsplit
 
 import waitress
 from flask import Flask, abort, json, request
+from prometheus_client import CollectorRegistry
 from waitress import wasyncore
 
 from orchestrator.api import completions, deployments, health, jobs, network, nodes, problems
 from orchestrator.api.document import DocumentedApi
+from orchestrator.api.keys import ApiKeys
 from orchestrator.api.services import Services
+from orchestrator.api.serving_metrics import ServingMetrics
 from orchestrator.errors import InvalidRequest, Unavailable
 
 _BODY_LIMIT_BYTES = 4 * 1024 * 1024
 _DRAINED_BYTES = 16 * _BODY_LIMIT_BYTES
 """What the server still reads of a body, so that its sender gets the refusal instead of a reset."""
-_THREADS = 40
+_THREADS = 320
+"""Each reader of a stream holds one."""
 _BACKLOG = 128
 
 
@@ -35,9 +39,14 @@ def create_app(services: Services) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = _BODY_LIMIT_BYTES
     app.before_request(_check_origin)
     app.before_request(_check_json)
+    if services.config.api_keys_file is not None:
+        ApiKeys.of_file(services.config.api_keys_file).guard(app)
     problems.register(app)
-    for part in (health, nodes, network, jobs, deployments, completions):
+    registry = CollectorRegistry()
+    for part in (nodes, network, jobs, deployments):
         app.register_api(part.blueprint(services))
+    app.register_api(health.blueprint(services, registry))
+    app.register_api(completions.blueprint(services, ServingMetrics(registry, services.clock.monotonic_s)))
     return app
 
 

@@ -1,141 +1,83 @@
-"""The OpenAI-compatible part: models and completions, streamed or whole."""
+"""The OpenAI-compatible part: models, completions and chats, streamed or whole."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from typing import Annotated, Any
+from collections.abc import Sequence
 
 from flask import Response
 from flask_openapi3 import APIBlueprint, Tag
-from pydantic import BaseModel, ConfigDict, Field
 
-from orchestrator.api.services import Generation, Services
-from orchestrator.errors import InvalidRequest, NotFound, Unavailable
+from orchestrator.api.openai_answers import Answering, ChatShape, Shape, TextShape
+from orchestrator.api.openai_requests import MOST_ANSWERS, Asking, ChatRequest, CompletionRequest
+from orchestrator.api.pages import ById
+from orchestrator.api.services import Services
+from orchestrator.api.serving_metrics import ServingMetrics
+from orchestrator.errors import InvalidRequest, NotFound
+from orchestrator.inference.asking import Asked
 from orchestrator.ports import Json
 
 _TAG = Tag(name="completions", description="OpenAI-compatible")
 
 
-class CompletionRequest(BaseModel):
-    """OpenAI's completion request, as far as it is served."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: Annotated[str, Field(min_length=1, max_length=64, description="a deployment's id")]
-    prompt: Annotated[str, Field(min_length=1, max_length=1_000_000)]
-    max_tokens: Annotated[int, Field(ge=1, le=100_000)] = 16
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    stream: bool = False
-    n: int | None = None
-    user: str | None = None
-
-
-def blueprint(services: Services) -> APIBlueprint:
+def blueprint(services: Services, metrics: ServingMetrics) -> APIBlueprint:
     """Serve /v1."""
     routes = APIBlueprint("completions", __name__, url_prefix="/v1", abp_tags=[_TAG])
 
     @routes.get("/models", summary="List the deployments that serve")
     def models() -> Json:
-        live = set(services.deployments.live())
-        records = [services.store.get(deployment) for deployment in sorted(live)]
-        return {
-            "object": "list",
-            "data": [
-                {"id": record.id, "object": "model", "created": int(record.created_at), "owned_by": "utopia"}
-                for record in records
-            ],
-        }
+        live = sorted(services.deployments.live())
+        return {"object": "list", "data": [_model(services, deployment) for deployment in live]}
 
-    @routes.post("/completions", summary="Complete a prompt; greedy decoding")
+    @routes.get("/models/<id>", summary="Show one of them")
+    def model(path: ById) -> Json:
+        _check_model(services, path.id)
+        return _model(services, path.id)
+
+    @routes.post("/completions", summary="Continue a text")
     def complete(body: CompletionRequest) -> Response | Json:
-        _check(services, body)
-        generation = services.deployments.complete(body.model, prompt=body.prompt, max_tokens=body.max_tokens)
-        created = int(services.clock.unix_s())
-        if body.stream:
-            lines = _streamed(generation, body.model, created)
-            return Response(lines, content_type="text/event-stream; charset=utf-8")
-        return _whole(generation, body.model, created)
+        _check_model(services, body.model)
+        return _answer(services, metrics, body, body.asked(), TextShape())
+
+    @routes.post("/chat/completions", summary="Answer a conversation, written by the model's chat template")
+    def chat(body: ChatRequest) -> Response | Json:
+        _check_model(services, body.model)
+        messages = [message.plain() for message in body.messages]
+        prompt = services.deployments.chat_prompt(body.model, messages)
+        return _answer(services, metrics, body, body.asked(prompt), ChatShape())
 
     return routes
 
 
-def _check(services: Services, body: CompletionRequest) -> None:
-    if body.temperature:
-        raise InvalidRequest(
-            f"temperature is {body.temperature:g}; only greedy decoding is served: leave it out or set 0",
-            field="temperature",
-        )
-    if body.n not in (None, 1):
-        raise InvalidRequest(f"n is {body.n}; one completion per request is served", field="n")
+def _model(services: Services, deployment: str) -> Json:
+    record = services.store.get(deployment)
+    return {"id": record.id, "object": "model", "created": int(record.created_at), "owned_by": "utopia"}
+
+
+def _check_model(services: Services, model: str) -> None:
     live = services.deployments.live()
-    if body.model not in live:
+    if model not in live:
         names = ", ".join(live) or "none; POST /api/v1/deployments makes one"
-        raise NotFound(f"there is no deployment {body.model!r}; serving: {names}")
+        raise NotFound(f"there is no deployment {model!r}; serving: {names}")
 
 
-def _whole(generation: Generation, model: str, created: int) -> Json:
-    text: list[str] = []
-    tokens: list[int] = []
-    margins: list[float | None] = []
-    epochs: list[int] = []
-    last: Json = {}
-    for chunk in generation.chunks():
-        if "finish_reason" in chunk:
-            last = chunk
-        else:
-            text.append(chunk["text"])
-            tokens.append(chunk["token"])
-            margins.append(chunk.get("margin"))
-            epochs.append(chunk["epoch"])
-    if last.get("finish_reason") == "error":
-        raise Unavailable(f"the completion could not be finished: {last.get('detail')}")
-    choice = {"index": 0, "text": "".join(text), "finish_reason": last.get("finish_reason"), "logprobs": None}
-    document = _document(generation.request, model, created, choice)
-    document["usage"] = {
-        "prompt_tokens": generation.prompt_tokens,
-        "completion_tokens": len(tokens),
-        "total_tokens": generation.prompt_tokens + len(tokens),
-    }
-    document["utopia"] = {"tokens": tokens, "margins": margins, "epochs": epochs}
-    return document
-
-
-def _streamed(generation: Generation, model: str, created: int) -> Iterator[str]:
-    """Give the completion token by token; a reader that vanishes ends it on the nodes, too."""
-    finished = False
-    try:
-        for chunk in generation.chunks():
-            finished = "finish_reason" in chunk
-            if chunk.get("finish_reason") == "error":
-                error = {"message": chunk.get("detail"), "type": "server_error", "param": None, "code": None}
-                yield _data({"error": error})
-                continue
-            choice = {
-                "index": 0,
-                "text": chunk.get("text", ""),
-                "finish_reason": chunk.get("finish_reason"),
-                "logprobs": None,
-            }
-            document = _document(generation.request, model, created, choice)
-            if not finished:
-                document["utopia"] = {key: value for key, value in chunk.items() if key != "text"}
-            yield _data(document)
-        yield "data: [DONE]\n\n"
-    finally:
-        if not finished:
-            generation.cancel()
-
-
-def _document(request: str, model: str, created: int, choice: Json) -> dict[str, Any]:
-    return {
-        "id": request,
-        "object": "text_completion",
-        "created": created,
-        "model": model,
-        "choices": [choice],
-    }
-
-
-def _data(document: Json) -> str:
-    return f"data: {json.dumps(document, separators=(',', ':'))}\n\n"
+def _answer(
+    services: Services, metrics: ServingMetrics, body: Asking, asked: Sequence[Asked], shape: Shape
+) -> Response | Json:
+    if len(asked) > MOST_ANSWERS:
+        raise InvalidRequest(
+            f"{len(asked)} answers are asked for; a request may have {MOST_ANSWERS}", field="n"
+        )
+    completion = metrics.started(
+        body.model, lambda: services.deployments.complete(body.model, asked), choices=body.choices
+    )
+    answering = Answering(
+        completion=completion,
+        shape=shape,
+        model=body.model,
+        created=int(services.clock.unix_s()),
+        choices=body.choices,
+    )
+    if not body.stream:
+        return answering.whole()
+    events = answering.streamed(usage=body.tells_usage)
+    return Response(events, content_type="text/event-stream; charset=utf-8")

@@ -16,10 +16,9 @@ from orchestrator.ports import Json, RecordKind
 _TAG = Tag(name="health", description="Liveness, readiness and metrics")
 
 
-def blueprint(services: Services) -> APIBlueprint:
-    """Serve /healthz, /readyz and /metrics."""
+def blueprint(services: Services, registry: CollectorRegistry) -> APIBlueprint:
+    """Serve /healthz, /readyz, and /metrics with what is registered."""
     routes = APIBlueprint("health", __name__, abp_tags=[_TAG])
-    registry = CollectorRegistry()
     registry.register(_Collector(services))
 
     @routes.get("/healthz", summary="Is the process alive?")

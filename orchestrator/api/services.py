@@ -8,6 +8,7 @@ from typing import Protocol
 
 from orchestrator.config import Config
 from orchestrator.finetune.request import JobRequest
+from orchestrator.inference.asking import Asked
 from orchestrator.inference.request import DeploymentRequest
 from orchestrator.ports import Clock, EventSink, Json, Northbound, Record, Store, WorkerPool
 
@@ -20,17 +21,17 @@ class Jobs(Protocol):
     def cancel(self, job: str) -> Record: ...
 
 
-class Generation(Protocol):
-    """One running completion; see `orchestrator.inference.driver`."""
+class Completion(Protocol):
+    """The answers to one request; see `orchestrator.inference.generations`."""
 
     @property
     def request(self) -> str: ...
 
     @property
-    def prompt_tokens(self) -> int: ...
+    def prompt_tokens(self) -> tuple[int, ...]: ...
 
     def chunks(self) -> Iterator[Json]:
-        """Yield `{"text", "token", "epoch", ...}` per token, last `{"finish_reason", "detail"}`."""
+        """Yield `{"choice", "text", "token", ...}` per token, per answer at last one with `finish_reason`."""
         ...
 
     def cancel(self) -> None: ...
@@ -51,7 +52,9 @@ class Deployments(Protocol):
 
     def migrate(self, deployment: str) -> None: ...
 
-    def complete(self, deployment: str, *, prompt: str, max_tokens: int) -> Generation: ...
+    def complete(self, deployment: str, asked: Sequence[Asked]) -> Completion: ...
+
+    def chat_prompt(self, deployment: str, messages: Sequence[Json]) -> str: ...
 
     def tokens_generated(self) -> int: ...
 

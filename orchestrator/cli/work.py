@@ -257,14 +257,25 @@ def _placement_table(deployment: dict[str, Any]) -> RenderableType:
 @click.argument("deployment")
 @click.argument("prompt")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--chat", is_flag=True, help="PROMPT is a message to be answered, not a text to be continued.")
+@click.option("--temperature", type=click.FloatRange(0, 2), help="0, the default: always the best token.")
+@click.option("--top-p", type=click.FloatRange(0, 1), help="Only the likeliest tokens of so much together.")
+@click.option("--top-k", type=click.IntRange(min=0), help="Only so many of the likeliest tokens.")
+@click.option("--seed", type=click.IntRange(min=0), help="The same seed draws the same tokens.")
+@click.option("--stop", multiple=True, help="End before this text; may be given several times.")
+@click.option("--key", envvar="UTOPIA_API_KEY", help="An API key, where they are asked for.")
 @url_option
-def generate(deployment: str, prompt: str, max_tokens: int, url: str) -> None:
-    """Continue PROMPT with DEPLOYMENT, token by token."""
-    body = {"model": deployment, "prompt": prompt, "max_tokens": max_tokens, "stream": True}
-    for chunk in Client(url).stream("/v1/completions", body):
+def generate(deployment: str, prompt: str, chat: bool, key: str | None, url: str, **settings: Any) -> None:
+    """Continue PROMPT with DEPLOYMENT, or answer it, token by token."""
+    given = {name: value for name, value in settings.items() if value not in (None, ())}
+    asked = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
+    path = "/v1/chat/completions" if chat else "/v1/completions"
+    body = {"model": deployment, "stream": True, **asked, **given}
+    for chunk in Client(url, token=key).stream(path, body):
         if "error" in chunk:
             raise ApiError(f"{deployment}: {chunk['error']['message']}")
-        click.echo(chunk["choices"][0]["text"], nl=False)
+        choice = chunk["choices"][0]
+        click.echo(choice["delta"].get("content", "") if chat else choice["text"], nl=False)
     click.echo()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,8 +15,9 @@ from orchestrator.core.model import NodeState
 from orchestrator.core.triggers import Thresholds
 from orchestrator.errors import Conflict, InvalidRequest, Unavailable, WorkerError, WorkerRefused
 from orchestrator.inference import messages as m
+from orchestrator.inference.asking import Asked
 from orchestrator.inference.engine import preview
-from orchestrator.inference.generations import Generation, Generations
+from orchestrator.inference.generations import Completion, Generation, Generations
 from orchestrator.inference.messages import DeploymentSpec
 from orchestrator.inference.probes import LayerProbes
 from orchestrator.inference.request import DeploymentRequest
@@ -152,26 +154,36 @@ class SplitDeployments:
         """Have the placement reconsidered now."""
         self._run(deployment).put(m.MigrationRequested)
 
-    def complete(self, deployment: str, *, prompt: str, max_tokens: int) -> Generation:
-        """Start a completion at the deployment's head.
+    def complete(self, deployment: str, asked: Sequence[Asked]) -> Completion:
+        """Start the answers to one request at the deployment's head: all of them or none.
 
         Raises:
             NotFound: no such deployment lives.
             Unavailable: it has no route at the moment.
-            InvalidRequest: prompt and answer do not fit its context.
+            InvalidRequest: prompt and answer do not fit its context, or a setting makes no sense.
         """
         run = self._run(deployment)
         head = run.head()
         if head is None or run.state not in _SERVING:
             raise Unavailable(f"deployment {deployment} is {run.state} and has no route yet; try again soon")
-        generation = self._generation(deployment, head)
+        chunks: queue.SimpleQueue[Json] = queue.SimpleQueue()
+        started: list[Generation] = []
+        try:
+            for choice, one in enumerate(asked):
+                started.append(self._start(deployment, head, one, choice=choice, chunks=chunks))
+        except Exception:
+            for generation in started:
+                self._generations.remove(generation)
+                generation.cancel()
+            raise
+        return Completion(started, chunks, silence_s=_SILENCE_S)
+
+    def _start(
+        self, deployment: str, head: str, asked: Asked, *, choice: int, chunks: queue.SimpleQueue[Json]
+    ) -> Generation:
+        generation = self._generation(deployment, head, choice=choice, chunks=chunks)
         self._generations.add(generation)
-        fields = {
-            "deployment": deployment,
-            "request": generation.request,
-            "prompt": prompt,
-            "max_tokens": max_tokens,
-        }
+        fields = {"deployment": deployment, "request": generation.request, **asked.fields()}
         try:
             answer = self._pool.request(head, "control", "generate", fields, timeout_s=_GENERATE_TIMEOUT_S)
         except WorkerRefused as error:
@@ -183,6 +195,18 @@ class SplitDeployments:
         prompt_tokens = answer.fields.get("prompt_tokens")
         generation.prompt_tokens = prompt_tokens if isinstance(prompt_tokens, int) else 0
         return generation
+
+    def chat_prompt(self, deployment: str, messages: Sequence[Json]) -> str:
+        """Write a conversation as the deployment's model was taught to read it.
+
+        Raises:
+            InvalidRequest: the model's template refuses these messages.
+            Unavailable: the model has not been read yet.
+        """
+        run = self._run(deployment)
+        if run.model is None:
+            raise Unavailable(f"deployment {deployment} is {run.state}: its model is still being read")
+        return self._models.chat_prompt(run.model, messages)
 
     def tokens_generated(self) -> int:
         """Count the tokens generated since the start of the process."""
@@ -265,7 +289,9 @@ class SplitDeployments:
             )
         return tuple(states)
 
-    def _generation(self, deployment: str, head: str) -> Generation:
+    def _generation(
+        self, deployment: str, head: str, *, choice: int, chunks: queue.SimpleQueue[Json]
+    ) -> Generation:
         request = self._ids("cmpl")
 
         def cancel() -> None:
@@ -276,7 +302,7 @@ class SplitDeployments:
                 log.info("request %s could not be cancelled: %s", request, error)
 
         return Generation(
-            deployment=deployment, request=request, head=head, silence_s=_SILENCE_S, cancel=cancel
+            deployment=deployment, request=request, head=head, choice=choice, chunks=chunks, cancel=cancel
         )
 
     def _on_token(self, node: str, fields: Json) -> None:
@@ -306,6 +332,8 @@ class SplitDeployments:
 
 def _refusal(error: WorkerRefused) -> Exception:
     """Turn the head's refusal of a request into what the client is told."""
-    if error.code in ("context-exceeded", "bad-field", "bad-tensor"):
+    if error.code == "context-exceeded":
         return InvalidRequest(str(error), field="prompt")
+    if error.code in ("bad-field", "bad-tensor"):
+        return InvalidRequest(str(error))
     return Unavailable(str(error))

@@ -6,40 +6,37 @@ import logging
 import math
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from orchestrator.ports import Json
 
 log = logging.getLogger(__name__)
 
 
+_TOLD = ("logprob", "token_text", "top_logprobs")
+
+
 class Generation:
-    """One running completion; its notifications come from one thread, its reader is another."""
+    """One answer in the making; its notifications come from one thread, its reader is another."""
 
     def __init__(
-        self, *, deployment: str, request: str, head: str, silence_s: float, cancel: Callable[[], None]
+        self,
+        *,
+        deployment: str,
+        request: str,
+        head: str,
+        choice: int,
+        chunks: queue.SimpleQueue[Json],
+        cancel: Callable[[], None],
     ) -> None:
         self.deployment = deployment
         self.request = request
         self.head = head
+        self.choice = choice
         self.prompt_tokens = 0
-        self._silence_s = silence_s
+        self._chunks = chunks
         self._cancel = cancel
-        self._queue: queue.Queue[Json] = queue.Queue()
         self._over = threading.Event()
-
-    def chunks(self) -> Iterator[Json]:
-        """Yield a map per token, last one with `finish_reason`; a silence ends it as an error."""
-        while True:
-            try:
-                chunk = self._queue.get(timeout=self._silence_s)
-            except queue.Empty:
-                self.cancel()
-                detail = f"no token came for {self._silence_s:g} s"
-                chunk = {"finish_reason": "error", "detail": detail}
-            yield chunk
-            if "finish_reason" in chunk:
-                return
 
     def cancel(self) -> None:
         """Tell the head that nobody waits for the answer any more."""
@@ -49,23 +46,62 @@ class Generation:
 
     def token(self, fields: Json) -> None:
         """Take a token from the head."""
-        self._queue.put(
-            {
-                "index": fields["index"],
-                "token": fields["token"],
-                "text": fields["text"],
-                "epoch": fields["epoch"],
-                "elapsed_s": fields["elapsed_s"],
-                "replayed": fields["replayed"],
-                "margin": fields["margin"],
-            }
-        )
+        told = ("index", "token", "text", "epoch", "elapsed_s", "replayed", "margin")
+        chunk = {name: fields[name] for name in told}
+        chunk |= {name: fields[name] for name in _TOLD if name in fields}
+        self._chunks.put({"choice": self.choice, **chunk})
 
     def done(self, finish_reason: str, detail: str | None) -> None:
         """Take the end."""
         if not self._over.is_set():
             self._over.set()
-            self._queue.put({"finish_reason": finish_reason, "detail": detail})
+            self._chunks.put({"choice": self.choice, "finish_reason": finish_reason, "detail": detail})
+
+
+class Completion:
+    """The answers to one request: one per prompt and choice."""
+
+    def __init__(
+        self, generations: Sequence[Generation], chunks: queue.SimpleQueue[Json], *, silence_s: float
+    ):
+        self._generations = generations
+        self._queue = chunks
+        self._silence_s = silence_s
+
+    @property
+    def request(self) -> str:
+        """Give the id of the first answer."""
+        return self._generations[0].request
+
+    @property
+    def prompt_tokens(self) -> tuple[int, ...]:
+        """Give the tokens of the prompt of each answer."""
+        return tuple(generation.prompt_tokens for generation in self._generations)
+
+    def chunks(self) -> Iterator[Json]:
+        """Yield a map per token, and per answer a last one with `finish_reason`; each names its `choice`.
+
+        A silence ends what is unfinished as an error.
+        """
+        waiting = {generation.choice for generation in self._generations}
+        while waiting:
+            try:
+                chunk = self._queue.get(timeout=self._silence_s)
+            except queue.Empty:
+                self.cancel()
+                detail = f"no token came for {self._silence_s:g} s"
+                for choice in sorted(waiting):
+                    yield {"choice": choice, "finish_reason": "error", "detail": detail}
+                return
+            if chunk["choice"] in waiting:
+                yield chunk
+            if "finish_reason" in chunk:
+                waiting.discard(chunk["choice"])
+
+    def cancel(self) -> None:
+        """Tell the heads that nobody waits any more."""
+        for generation in self._generations:
+            generation.cancel()
 
 
 class Generations:
@@ -148,8 +184,25 @@ def token_fault(fields: Json) -> str | None:
             return f"{name} is {value!r}, not a whole number of at least 0"
     for name in ("elapsed_s", "margin"):
         value = fields.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if not _is_number(value):
             return f"{name} is {value!r}, not a finite number"
     if not isinstance(fields.get("text"), str):
         return "text is missing"
+    return _probability_fault(fields) if "logprob" in fields else None
+
+
+def _probability_fault(fields: Json) -> str | None:
+    likely = fields.get("top_logprobs")
+    if not isinstance(likely, list) or not isinstance(fields.get("token_text"), str):
+        return "token_text or top_logprobs is missing"
+    sound = all(
+        isinstance(item, list) and len(item) == 3 and isinstance(item[1], str) and _is_number(item[2])
+        for item in likely
+    )
+    if not sound or not _is_number(fields["logprob"]):
+        return "a probability is not a finite number"
     return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 
+import openai
 import pytest
 from loopback_orchestrator import system_of
 
@@ -121,6 +122,52 @@ def test_the_split_model_gives_the_tokens_of_the_unsplit_one(system, job, deploy
     tokens, _ = generate(job["summary"]["model_folder"], PROMPT, 24)
     assert answer["utopia"]["tokens"] == tokens
     assert answer["usage"]["prompt_tokens"] == len(PROMPT)
+
+
+@pytest.fixture(scope="module")
+def openai_client(system):
+    with openai.DefaultHttpxClient(trust_env=False, timeout=20) as http:
+        yield openai.OpenAI(base_url=f"{system.url}/v1", api_key="none", http_client=http, max_retries=0)
+
+
+def test_openais_client_completes_a_text(openai_client, deployment, job):
+    model = deployment["id"]
+    assert model in [item.id for item in openai_client.models.list()]
+    whole = openai_client.completions.create(model=model, prompt=PROMPT, max_tokens=12, n=2, logprobs=2)
+    assert [choice.finish_reason for choice in whole.choices] == ["length", "length"]
+    assert whole.choices[0].text == whole.choices[1].text
+    assert whole.usage.completion_tokens == 24
+    assert len(whole.choices[0].logprobs.token_logprobs) == 12
+    stop = whole.choices[0].text[4:6]
+    stream = openai_client.completions.create(
+        model=model, prompt=PROMPT, max_tokens=12, stop=stop, stream=True
+    )
+    pieces = list(stream)
+    assert "".join(piece.choices[0].text for piece in pieces) == whole.choices[0].text.partition(stop)[0]
+    assert pieces[-1].choices[0].finish_reason == "stop"
+
+
+def test_openais_client_chats_and_a_seed_repeats_the_answer(openai_client, deployment):
+    asked = {"model": deployment["id"], "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 10}
+    drawn = [
+        openai_client.chat.completions.create(**asked, temperature=1.2, seed=seed).choices[0].message.content
+        for seed in (1, 1, 2)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    stream = openai_client.chat.completions.create(
+        **asked, temperature=1.2, seed=1, stream=True, stream_options={"include_usage": True}
+    )
+    *pieces, last = list(stream)
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == drawn[0]
+    assert last.usage.completion_tokens == 10
+
+
+def test_openais_client_understands_refusals(openai_client, deployment):
+    with pytest.raises(openai.NotFoundError, match="there is no deployment"):
+        openai_client.completions.create(model="gpt-4", prompt="x")
+    with pytest.raises(openai.BadRequestError, match="context") as refused:
+        openai_client.completions.create(model=deployment["id"], prompt="x" * 3000)
+    assert refused.value.param == "prompt"
 
 
 def test_a_prompt_beyond_the_context_is_refused(system, deployment):

@@ -35,13 +35,20 @@ class Tokenizer:
         """Number of tokens, added ones included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text, with what the model wants before it (a begin token, if any)."""
-        return self._tokenizer.encode(text).ids
+    def encode(self, text: str, *, bare: bool = False) -> list[int]:
+        """Return the tokens of a text, with what the model wants before it (a begin token, if any).
+
+        A `bare` text has that in it already.
+        """
+        return self._tokenizer.encode(text, add_special_tokens=not bare).ids
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, without special ones."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+    def token_text(self, token: int) -> str:
+        """Return the text of one token by itself, special ones included."""
+        return self._tokenizer.decode([token], skip_special_tokens=False)
 
 
 class TextStream:

@@ -255,7 +255,7 @@ class FakeGeneration:
 
     def __init__(self, chunks) -> None:
         self.request = "cmpl-1"
-        self.prompt_tokens = 3
+        self.prompt_tokens = (3,) * (1 + max((chunk.get("choice", 0) for chunk in chunks), default=0))
         self.cancelled = False
         self._chunks = chunks
 
@@ -273,6 +273,7 @@ class FakeDeployments:
         self.store = store
         self.names: list[str] = []
         self.generation: FakeGeneration | None = None
+        self.asked: list = []
         self.migrated: list[str] = []
 
     def deploy(self, request):
@@ -300,8 +301,12 @@ class FakeDeployments:
     def migrate(self, deployment):
         self.migrated.append(deployment)
 
-    def complete(self, deployment, *, prompt, max_tokens):
+    def complete(self, deployment, asked):
+        self.asked = list(asked)
         return self.generation
+
+    def chat_prompt(self, deployment, messages):
+        return "".join(f"<{message['role']}>{message['content']}" for message in messages)
 
     def tokens_generated(self):
         return 7

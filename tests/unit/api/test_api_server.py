@@ -7,15 +7,14 @@ import time
 
 import pytest
 import requests
-from test_rest_api import World
 
 from orchestrator.api.app import ApiServer
 from orchestrator.errors import Unavailable
 
 
 @pytest.fixture
-def served(tmp_path):
-    made = World(tmp_path)
+def served(make_world):
+    made = make_world()
     made.server = ApiServer(made.http.application, host="127.0.0.1", port=0)
     made.server.start()
     made.url = f"http://127.0.0.1:{made.server.port}"

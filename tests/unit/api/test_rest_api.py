@@ -5,55 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from orchestrator_fakes import (
-    FakeDeployments,
-    FakeGeneration,
-    FakeJobs,
-    FakeNorthbound,
-    FakePool,
-    ManualClock,
-    MemoryStore,
-)
 
-from orchestrator.api.app import create_app
-from orchestrator.api.services import Services
-from orchestrator.config import Config
 from orchestrator.core.errors import Infeasible
 from orchestrator.core.model import Measurement, PathMetrics, network
 from orchestrator.errors import Conflict
-from orchestrator.events import EventLog
 from orchestrator.ports import Record
 from scenarios.schema import Training
-
-
-class World:
-    """An API with everything behind it in reach."""
-
-    def __init__(self, tmp_path) -> None:
-        self.store = MemoryStore()
-        self.clock = ManualClock()
-        self.pool = FakePool()
-        self.northbound = FakeNorthbound()
-        self.events = EventLog(store=self.store, clock=self.clock)
-        self.jobs = FakeJobs(self.store)
-        self.deployments = FakeDeployments(self.store)
-        config = Config(northbound_url="http://127.0.0.1:1", data_address="127.0.0.1", state_dir=tmp_path)
-        services = Services(
-            config=config,
-            clock=self.clock,
-            pool=self.pool,
-            northbound=self.northbound,
-            store=self.store,
-            events=self.events,
-            jobs=self.jobs,
-            deployments=self.deployments,
-        )
-        self.http = create_app(services).test_client()
-
-
-@pytest.fixture
-def world(tmp_path):
-    return World(tmp_path)
 
 
 def measured(value):
@@ -279,80 +236,6 @@ def test_a_deployment_shows_its_live_state_and_can_be_migrated_and_taken_down(wo
     assert world.http.delete("/api/v1/deployments/dep-1").status_code == 202
     assert world.http.get("/api/v1/deployments/dep-1").json["state"] == "accepted"
     assert [run["id"] for run in world.http.get("/api/v1/runs").json["items"]] == ["dep-1"]
-
-
-def token(text, number=5):
-    return {
-        "text": text,
-        "token": number,
-        "epoch": 1,
-        "index": 0,
-        "margin": 0.5,
-        "elapsed_s": 0.1,
-        "replayed": 0,
-    }
-
-
-def test_a_completion_has_openais_shape_and_counts_tokens(world):
-    world.http.post("/api/v1/deployments", json={})
-    world.deployments.generation = FakeGeneration(
-        [token("a"), token("b", 6), {"finish_reason": "length", "detail": None}]
-    )
-    answer = world.http.post("/v1/completions", json={"model": "dep-1", "prompt": "x", "max_tokens": 2}).json
-    assert answer["object"] == "text_completion"
-    assert answer["choices"] == [{"index": 0, "text": "ab", "finish_reason": "length", "logprobs": None}]
-    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-    assert answer["utopia"]["tokens"] == [5, 6]
-    assert world.http.get("/v1/models").json["data"][0]["id"] == "dep-1"
-
-
-def test_a_streamed_completion_ends_with_done(world):
-    world.http.post("/api/v1/deployments", json={})
-    world.deployments.generation = FakeGeneration([token("a"), {"finish_reason": "stop", "detail": None}])
-    body = {"model": "dep-1", "prompt": "x", "stream": True}
-    lines = world.http.post("/v1/completions", json=body).get_data(as_text=True).strip().split("\n\n")
-    chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
-    assert [chunk["choices"][0]["text"] for chunk in chunks] == ["a", ""]
-    assert chunks[1]["choices"][0]["finish_reason"] == "stop"
-    assert lines[-1] == "data: [DONE]"
-    assert not world.deployments.generation.cancelled
-
-
-def test_a_reader_that_leaves_a_stream_ends_the_generation(world):
-    world.http.post("/api/v1/deployments", json={})
-    world.deployments.generation = FakeGeneration([token("a"), token("b")])
-    body = {"model": "dep-1", "prompt": "x", "stream": True}
-    answer = world.http.post("/v1/completions", json=body, buffered=False)
-    next(iter(answer.response))
-    answer.close()
-    assert world.deployments.generation.cancelled
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "word"),
-    [
-        ({"model": "dep-1", "prompt": "x", "temperature": 0.7}, 400, "only greedy"),
-        ({"model": "dep-9", "prompt": "x"}, 404, "serving: dep-1"),
-        ({"model": "dep-1"}, 400, "prompt"),
-        ({"model": "dep-1", "prompt": "x", "n": 2}, 400, "n is 2"),
-    ],
-)
-def test_a_wrong_completion_is_refused_in_openais_shape(world, body, status, word):
-    world.http.post("/api/v1/deployments", json={})
-    answer = world.http.post("/v1/completions", json=body)
-    assert answer.status_code == status
-    assert word in answer.json["error"]["message"]
-    assert answer.json["error"]["type"] == "invalid_request_error"
-
-
-def test_a_completion_that_breaks_off_is_an_error_not_a_short_text(world):
-    world.http.post("/api/v1/deployments", json={})
-    world.deployments.generation = FakeGeneration(
-        [token("a"), {"finish_reason": "error", "detail": "the head is gone"}]
-    )
-    answer = world.http.post("/v1/completions", json={"model": "dep-1", "prompt": "x"})
-    assert answer.status_code == 503
-    assert "the head is gone" in answer.json["error"]["message"]
 
 
 def test_readiness_names_what_is_missing(world, monkeypatch):

@@ -14,6 +14,7 @@ from orchestrator.core.model import Measurement, PathMetrics, network
 from orchestrator.core.partition import transformer_graph
 from orchestrator.errors import Conflict, InvalidRequest, Unavailable, WorkerRefused
 from orchestrator.events import EventLog
+from orchestrator.inference.asking import Asked
 from orchestrator.inference.driver import SplitDeployments
 from orchestrator.inference.request import DeploymentRequest
 from orchestrator.ports import Answer, Model
@@ -125,6 +126,10 @@ class World:
             stop.cancel()
         raise AssertionError(f"{deployment} is {self.store.get(deployment).state}")
 
+    def complete(self, deployment, *prompts, prompt="abc"):
+        asked = [Asked(prompt=each, max_tokens=2) for each in prompts or (prompt,)]
+        return self.deployments.complete(deployment, asked)
+
     def token(self, deployment, request, index=0, **more):
         fields = {
             "deployment": deployment, "request": request, "index": index, "token": 7, "text": "a",
@@ -169,7 +174,7 @@ def test_a_node_that_refuses_its_shard_is_done_without_and_the_refusal_recorded(
 
 def test_tokens_of_a_request_reach_its_reader_and_are_counted(world):
     deployment, _ = world.deploy()
-    generation = world.deployments.complete(deployment, prompt="abc", max_tokens=2)
+    generation = world.complete(deployment)
     world.token(deployment, generation.request)
     world.token(deployment, generation.request, 1, text="b")
     world.token(deployment, "cmpl-of-nobody")
@@ -177,8 +182,8 @@ def test_tokens_of_a_request_reach_its_reader_and_are_counted(world):
     world.pool.notify("done", "h1", end)
     chunks = list(generation.chunks())
     assert [chunk.get("text") for chunk in chunks] == ["a", "b", None]
-    assert chunks[-1] == {"finish_reason": "length", "detail": None}
-    assert generation.prompt_tokens == 3
+    assert chunks[-1] == {"choice": 0, "finish_reason": "length", "detail": None}
+    assert generation.prompt_tokens == (3,)
     assert world.deployments.tokens_generated() == 2
 
 
@@ -187,19 +192,56 @@ def test_tokens_of_a_request_reach_its_reader_and_are_counted(world):
 )
 def test_a_token_that_makes_no_sense_is_dropped(world, more):
     deployment, _ = world.deploy()
-    generation = world.deployments.complete(deployment, prompt="abc", max_tokens=2)
+    generation = world.complete(deployment)
     world.token(deployment, generation.request, **more)
     assert world.deployments.tokens_generated() == 0
 
 
 def test_a_node_that_is_not_the_head_cannot_speak_for_a_request(world):
     deployment, _ = world.deploy()
-    generation = world.deployments.complete(deployment, prompt="abc", max_tokens=2)
+    generation = world.complete(deployment)
     end = {"deployment": deployment, "request": generation.request, "finish_reason": "stop"}
     world.pool.notify("done", "h2", end)
     world.token(deployment, generation.request)
     world.pool.notify("done", "h1", end)
     assert [chunk.get("finish_reason") for chunk in generation.chunks()] == [None, "stop"]
+
+
+def test_several_answers_are_read_as_they_come_each_by_its_place(world):
+    deployment, _ = world.deploy()
+    completion = world.complete(deployment, "abc", "ab")
+    first, second = (f"cmpl-{int(completion.request.split('-')[1]) + more}" for more in (0, 1))
+    world.token(deployment, second, text="x")
+    world.token(deployment, first, text="y")
+    for request, reason in ((first, "stop"), (second, "length")):
+        end = {"deployment": deployment, "request": request, "finish_reason": reason}
+        world.pool.notify("done", "h1", end)
+    told = [(chunk["choice"], chunk.get("text") or chunk["finish_reason"]) for chunk in completion.chunks()]
+    assert told == [(1, "x"), (0, "y"), (0, "stop"), (1, "length")]
+    assert completion.prompt_tokens == (3, 2)
+
+
+def test_where_one_answer_is_refused_none_goes_on(world):
+    deployment, _ = world.deploy()
+    with pytest.raises(InvalidRequest, match="context"):
+        world.complete(deployment, "abc", "x" * 30)
+    assert [kind for _, kind, _ in world.pool.asked].count("cancel") == 1
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"logprob": float("nan"), "token_text": "a", "top_logprobs": []},
+        {"logprob": -0.1, "token_text": "a"},
+        {"logprob": -0.1, "token_text": "a", "top_logprobs": [[1, "a"]]},
+        {"logprob": -0.1, "token_text": 5, "top_logprobs": []},
+    ],
+)
+def test_a_probability_that_makes_no_sense_is_dropped(world, more):
+    deployment, _ = world.deploy()
+    completion = world.complete(deployment)
+    world.token(deployment, completion.request, **more)
+    assert world.deployments.tokens_generated() == 0
 
 
 def test_a_lost_stage_is_replaced_under_a_new_route_epoch(world):
@@ -213,7 +255,7 @@ def test_a_lost_stage_is_replaced_under_a_new_route_epoch(world):
 
 def test_a_lost_head_ends_its_requests_with_the_reason(world):
     deployment, _ = world.deploy()
-    generation = world.deployments.complete(deployment, prompt="abc", max_tokens=2)
+    generation = world.complete(deployment)
     world.pool.leave("h1")
     (end,) = generation.chunks()
     assert end["finish_reason"] == "error"
@@ -223,7 +265,7 @@ def test_a_lost_head_ends_its_requests_with_the_reason(world):
 def test_a_prompt_that_does_not_fit_is_the_clients_fault(world):
     deployment, _ = world.deploy()
     with pytest.raises(InvalidRequest, match="context") as refusal:
-        world.deployments.complete(deployment, prompt="x" * 30, max_tokens=2)
+        world.complete(deployment, prompt="x" * 30)
     assert refusal.value.field == "prompt"
 
 
@@ -274,4 +316,4 @@ def test_a_head_that_does_not_answer_is_unavailable(world):
         WorkerRefused("node h1 refused generate: busy", code="busy")
     )
     with pytest.raises(Unavailable, match="busy"):
-        world.deployments.complete(deployment, prompt="abc", max_tokens=2)
+        world.complete(deployment)

@@ -233,10 +233,11 @@ class Ring:
         self.prepare(placement, epoch, **changes)
         self.commit(placement, epoch)
 
-    def generate(self, head: str, request: str, *, prompt: str = "hello", max_tokens: int = 20) -> Reply:
-        return self.ask(
-            head, "generate", deployment="d", request=request, prompt=prompt, max_tokens=max_tokens
-        )
+    def generate(
+        self, head: str, request: str, *, prompt: str = "hello", max_tokens: int | None = 20, **more: Any
+    ) -> Reply:
+        fields = more if max_tokens is None else {"max_tokens": max_tokens, **more}
+        return self.ask(head, "generate", deployment="d", request=request, prompt=prompt, **fields)
 
     def tokens(self, request: str) -> list[dict[str, Any]]:
         return [

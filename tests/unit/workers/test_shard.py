@@ -102,6 +102,87 @@ def test_the_end_token_stops_a_generation(make_ring: MakeRing) -> None:
     assert len(tokens) <= 2
 
 
+def test_a_seed_draws_the_same_tokens_however_the_model_is_split(make_ring: MakeRing) -> None:
+    drawn = []
+    for placement in (THREE, [("a", 0, 6)]):
+        ring = make_ring()
+        ring.deploy(placement)
+        for request, seed in (("r1", 1), ("r2", 1), ("r3", 2)):
+            ring.generate("a", request, sampling={"temperature": 1.5, "seed": seed})
+            ring.wait_done(request)
+        drawn += [[entry["token"] for entry in ring.tokens(request)] for request in ("r1", "r2", "r3")]
+    assert drawn[0] == drawn[1] == drawn[3] == drawn[4]
+    assert drawn[0] != drawn[2] == drawn[5]
+    assert drawn[0] != make_ring().reference()[0]
+
+
+def test_drawn_tokens_go_on_over_another_route_as_they_would_have(make_ring: MakeRing) -> None:
+    sampling = {"temperature": 1.5, "seed": 9}
+    ring = make_ring("abcd", **SLOW)
+    ring.deploy(THREE)
+    ring.generate("a", "undisturbed", max_tokens=40, sampling=sampling)
+    ring.wait_done("undisturbed")
+    ring.generate("a", "r", max_tokens=40, sampling=sampling)
+    wait_for(lambda: len(ring.tokens("r")) >= 5, "five tokens")
+    ring.deploy([("a", 0, 1), ("d", 1, 4), ("b", 4, 6)], epoch=2)
+    ring.wait_done("r")
+    told, expected = ring.tokens("r"), ring.tokens("undisturbed")
+    assert [entry["token"] for entry in told] == [entry["token"] for entry in expected]
+    assert {entry["epoch"] for entry in told} == {1, 2}
+
+
+def test_a_stop_text_ends_a_generation_before_it(make_ring: MakeRing) -> None:
+    ring = make_ring()
+    ring.deploy(THREE)
+    ring.generate("a", "whole")
+    ring.wait_done("whole")
+    text = "".join(entry["text"] for entry in ring.tokens("whole"))
+    stop = text[5:8]
+    ring.generate("a", "r", stop=[stop])
+    done = ring.wait_done("r")
+    assert done["finish_reason"] == "stop"
+    assert "".join(entry["text"] for entry in ring.tokens("r")) == text[: text.index(stop)]
+
+
+def test_probabilities_are_told_where_they_are_asked_for(make_ring: MakeRing) -> None:
+    ring = make_ring()
+    ring.deploy(THREE)
+    ring.generate("a", "r", sampling={"alternatives": 3}, max_tokens=4)
+    ring.wait_done("r")
+    for entry in ring.tokens("r"):
+        assert entry["top_logprobs"][0] == [entry["token"], entry["token_text"], entry["logprob"]]
+        assert len(entry["top_logprobs"]) == 3
+        assert entry["margin"] == pytest.approx(entry["logprob"] - entry["top_logprobs"][1][2], abs=1e-4)
+
+
+def test_without_a_length_an_answer_fills_the_context(make_ring: MakeRing) -> None:
+    ring = make_ring()
+    ring.deploy(THREE, context_tokens=24)
+    ring.generate("a", "r", max_tokens=None)
+    assert ring.wait_done("r")["tokens"] == 24 - 5
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sampling": {"temperature": 9}},
+        {"sampling": "hot"},
+        {"stop": "END"},
+        {"stop": [""]},
+        {"stop": ["x"] * 17},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_before_anything_runs(
+    make_ring: MakeRing, fields: dict[str, Any]
+) -> None:
+    ring = make_ring()
+    ring.deploy(THREE)
+    with pytest.raises(RequestRefused) as caught:
+        ring.generate("a", "r", **fields)
+    assert caught.value.code == "bad-field"
+    assert ring.tokens("r") == []
+
+
 def test_a_generation_goes_on_over_another_route_with_the_same_tokens(make_ring: MakeRing) -> None:
     ring = make_ring("abcd", **SLOW)
     ring.deploy(THREE)

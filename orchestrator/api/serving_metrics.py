@@ -1,0 +1,105 @@
+"""The usual figures of a language model server, taken where its answers pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from orchestrator.api.services import Completion
+from orchestrator.ports import Json
+
+_FIRST_TOKEN_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)
+_TOKEN_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+_REQUEST_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
+
+
+class ServingMetrics:
+    """Counts requests and tokens per model, and how long they take."""
+
+    def __init__(self, registry: CollectorRegistry, clock: Callable[[], float]) -> None:
+        """Register them; `clock` gives monotonic seconds."""
+        model = ["model"]
+        self._clock = clock
+        self.first_token = Histogram(
+            "utopia_time_to_first_token_seconds", "From the request to the first token of an answer",
+            model, registry=registry, buckets=_FIRST_TOKEN_S,
+        )  # fmt: skip
+        self.token = Histogram(
+            "utopia_time_per_output_token_seconds", "Between the tokens of an answer",
+            model, registry=registry, buckets=_TOKEN_S,
+        )  # fmt: skip
+        self.request = Histogram(
+            "utopia_request_duration_seconds", "From the request to the end of its last answer",
+            model, registry=registry, buckets=_REQUEST_S,
+        )  # fmt: skip
+        self.prompt_tokens = Counter("utopia_prompt_tokens", "Tokens of prompts", model, registry=registry)
+        self.tokens = Counter("utopia_output_tokens", "Tokens of answers", model, registry=registry)
+        self.answers = Counter(
+            "utopia_answers", "Answers by how they ended", [*model, "finish_reason"], registry=registry
+        )
+        self.running = Gauge("utopia_requests_running", "Requests being answered", model, registry=registry)
+
+    def started(self, model: str, start: Callable[[], Completion], *, choices: int) -> Completion:
+        """Start a completion, with `choices` answers to each prompt; its chunks are counted as they pass."""
+        began_s = self._clock()
+        return _Observed(self, model, start(), choices=choices, began_s=began_s)
+
+    def now_s(self) -> float:
+        """Read the clock."""
+        return self._clock()
+
+
+class _Observed:
+    """A completion whose chunks are counted."""
+
+    def __init__(
+        self, metrics: ServingMetrics, model: str, completion: Completion, *, choices: int, began_s: float
+    ) -> None:
+        self._metrics = metrics
+        self._model = model
+        self._completion = completion
+        self._choices = choices
+        self._began_s = began_s
+        self._last_s: dict[int, float] = {}
+
+    @property
+    def request(self) -> str:
+        return self._completion.request
+
+    @property
+    def prompt_tokens(self) -> tuple[int, ...]:
+        return self._completion.prompt_tokens
+
+    def cancel(self) -> None:
+        self._completion.cancel()
+
+    def chunks(self) -> Iterator[Json]:
+        metrics, model = self._metrics, self._model
+        metrics.prompt_tokens.labels(model).inc(sum(self.prompt_tokens[:: self._choices]))
+        running = metrics.running.labels(model)
+        running.inc()
+        unfinished = set(range(len(self.prompt_tokens)))
+        try:
+            for chunk in self._completion.chunks():
+                self._count(chunk, unfinished)
+                yield chunk
+        finally:
+            running.dec()
+            metrics.request.labels(model).observe(metrics.now_s() - self._began_s)
+            if unfinished:
+                metrics.answers.labels(model, "cancelled").inc(len(unfinished))
+
+    def _count(self, chunk: Json, unfinished: set[int]) -> None:
+        metrics, choice = self._metrics, chunk.get("choice", 0)
+        if "finish_reason" in chunk:
+            unfinished.discard(choice)
+            metrics.answers.labels(self._model, chunk["finish_reason"]).inc()
+            return
+        now_s = metrics.now_s()
+        metrics.tokens.labels(self._model).inc()
+        if choice in self._last_s:
+            metrics.token.labels(self._model).observe(now_s - self._last_s[choice])
+        else:
+            metrics.first_token.labels(self._model).observe(now_s - self._began_s)
+        self._last_s[choice] = now_s
