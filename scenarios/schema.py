@@ -1,25 +1,24 @@
 """The schema of a scenario file.
 
 A scenario is the one description that everything starts from: the testbed reads the topology, the links
-and the devices, the controller its addresses, the orchestrator its workload. Unknown keys are refused,
-units stand in the names, and every error names the field, the value and the way out.
+and the devices, the controller its addresses, the orchestrator its workload. What the core decides by
+(weights, options of policies, thresholds) are the core's own values, with their defaults and limits. Unknown
+keys are refused, units stand in the names, and every error names the field, the value and the way out.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from orchestrator.core.cost import CostWeights
 from orchestrator.core.energy import PowerProfile
-from orchestrator.core.scoring import CRITERIA
-from orchestrator.core.scoring import Weights as ScoreWeights
-from orchestrator.core.selection import PolicyOptions
-
-_POLICIES, _POWER, _WEIGHTS = PolicyOptions(), PowerProfile(), ScoreWeights()
-"""Defaults of what the core decides by stand in the core."""
+from orchestrator.core.scoring import Weights
+from orchestrator.core.selection import DeadlineOptions, EliminationOptions, OortOptions, PlanOptions
+from orchestrator.core.triggers import Thresholds
 
 
 class ScenarioError(Exception):
@@ -95,24 +94,6 @@ class Network(_Section):
     datapath: Literal["auto", "kernel", "user"] = "auto"
 
 
-class Weights(_Section):
-    """Weights of the criteria of the performance score (Pekel 2025, Eq. 2); non-negative, sum 1."""
-
-    compute: Annotated[float, Field(ge=0, le=1)] = _WEIGHTS.compute
-    bandwidth: Annotated[float, Field(ge=0, le=1)] = _WEIGHTS.bandwidth
-    delay: Annotated[float, Field(ge=0, le=1)] = _WEIGHTS.delay
-    loss: Annotated[float, Field(ge=0, le=1)] = _WEIGHTS.loss
-    time: Annotated[float, Field(ge=0, le=1)] = _WEIGHTS.time
-
-    @model_validator(mode="after")
-    def _sum_to_one(self) -> Self:
-        total = sum(getattr(self, name) for name in CRITERIA)
-        if abs(total - 1) > 1e-6:
-            values = ", ".join(f"{name} {getattr(self, name):g}" for name in CRITERIA)
-            raise ValueError(f"the weights sum to {total:g}, not 1 ({values}); divide each by {total:g}")
-        return self
-
-
 class Training(_Section):
     """What a worker does in one epoch."""
 
@@ -147,74 +128,6 @@ class Training(_Section):
     """Share of the values that `topk` sends; the rest is added to the node's next update."""
 
 
-class Eliminate(_Section):
-    """How elimination waits, when it ends, and when it takes a node back."""
-
-    wait: Literal["certain", "all"] = _POLICIES.eliminate.wait
-    """`all`: for every update, as Pekel 2025 says; `certain`: until none could change who is eliminated."""
-    least_efficiency: Annotated[float, Field(ge=0, le=1)] = _POLICIES.eliminate.least_efficiency
-    """Of the progress of all nodes per round; it ends before less is left. 0: at the last node (Eq. 1)."""
-    noise_nodes: Annotated[float, Field(ge=0, le=1e6)] = _POLICIES.eliminate.noise_nodes
-    """Gradient noise scale in samples of an average node, for `least_efficiency`."""
-    rejoin_margin: Annotated[float, Field(ge=0, le=1)] = _POLICIES.eliminate.rejoin_margin
-    """By so much must a score exceed the lowest that stays."""
-    rejoin_after: Annotated[int, Field(ge=1, le=10_000)] = _POLICIES.eliminate.rejoin_after
-    """Epochs that a node is out at least."""
-    rejoin_limit: Annotated[int, Field(ge=0, le=10_000)] = _POLICIES.eliminate.rejoin_limit
-    """Times that a node may come back."""
-
-
-class Deadline(_Section):
-    """Ask more than needed, keep the fastest (Bonawitz et al. 2019)."""
-
-    share: Annotated[float, Field(gt=0, le=1)] = _POLICIES.deadline.share
-    """Of all nodes; so many are kept in a round."""
-    over_select: Annotated[float, Field(ge=1, le=100)] = _POLICIES.deadline.over_select
-    deadline_s: Annotated[float, Field(gt=0)] | None = _POLICIES.deadline.deadline_s
-    """The round closes then although fewer have answered."""
-
-
-class Oort(_Section):
-    """Guided participant selection (Lai et al., OSDI 2021); the paper's parameters."""
-
-    share: Annotated[float, Field(gt=0, le=1)] = _POLICIES.oort.share
-    over_select: Annotated[float, Field(ge=1, le=100)] = _POLICIES.oort.over_select
-    alpha: Annotated[float, Field(ge=0, le=100)] = _POLICIES.oort.alpha
-    epsilon: Annotated[float, Field(ge=0, le=1)] = _POLICIES.oort.epsilon
-    epsilon_factor: Annotated[float, Field(ge=0, le=1)] = _POLICIES.oort.epsilon_factor
-    epsilon_least: Annotated[float, Field(ge=0, le=1)] = _POLICIES.oort.epsilon_least
-    cut_off: Annotated[float, Field(ge=0, le=1)] = _POLICIES.oort.cut_off
-    clip: Annotated[float, Field(ge=0, le=1)] = _POLICIES.oort.clip
-    pace: Annotated[float, Field(ge=0, le=1)] = _POLICIES.oort.pace
-    pace_step: Annotated[float, Field(ge=0, le=1)] = _POLICIES.oort.pace_step
-    window: Annotated[int, Field(ge=1, le=10_000)] = _POLICIES.oort.window
-    most_picks: Annotated[int, Field(ge=1, le=1_000_000)] = _POLICIES.oort.most_picks
-
-
-class Plan(_Section):
-    """What planning weighs time against (docs/policies.md)."""
-
-    noise_nodes: Annotated[float, Field(ge=0, le=1e6)] = _POLICIES.plan.noise_nodes
-    """Gradient noise scale in samples of an average node."""
-    least_efficiency: Annotated[float, Field(ge=0, le=1)] = _POLICIES.plan.least_efficiency
-    """Progress per round that a set must make, as a share of all nodes'."""
-    drift: Annotated[float, Field(ge=0, le=1e6)] = _POLICIES.plan.drift
-    """What it costs if the kept data is unlike the whole."""
-    gain: Annotated[float, Field(ge=0, le=1)] = _POLICIES.plan.gain
-    """Share of the time left that a change must save."""
-    patience: Annotated[float, Field(ge=1, le=1e6)] = _POLICIES.plan.patience
-    """A round does not wait longer than so many times its forecast, if `quorum` have answered."""
-    quorum: Annotated[float, Field(ge=0, le=1)] = _POLICIES.plan.quorum
-
-
-class Power(_Section):
-    """What a node's device draws: computing, transferring, idle. Round figures, not a measurement."""
-
-    compute_w: Annotated[float, Field(ge=0, le=1e6)] = _POWER.compute_w
-    transfer_w: Annotated[float, Field(ge=0, le=1e6)] = _POWER.transfer_w
-    idle_w: Annotated[float, Field(ge=0, le=1e6)] = _POWER.idle_w
-
-
 class Finetune(_Section):
     """The fine-tuning job (Pekel 2025, Algorithm 1)."""
 
@@ -226,11 +139,11 @@ class Finetune(_Section):
     score: Literal["projection", "euclidean", "printed"] = "euclidean"
     weights: Weights = Weights()
     time_criterion: Literal["train_s", "round_s"] = "round_s"
-    eliminate: Eliminate = Eliminate()
-    deadline: Deadline = Deadline()
-    oort: Oort = Oort()
-    plan: Plan = Plan()
-    power: Power = Power()
+    eliminate: EliminationOptions = EliminationOptions()
+    deadline: DeadlineOptions = DeadlineOptions()
+    oort: OortOptions = OortOptions()
+    plan: PlanOptions = PlanOptions()
+    power: PowerProfile = PowerProfile()
     orchestrator_bps: Annotated[float, Field(gt=0)] | None = None
     """Rate of the link that all transfers share; left out: it is no bottleneck."""
     training: Training = Training()
@@ -245,23 +158,6 @@ class Finetune(_Section):
     data_bytes: Annotated[int, Field(ge=10_000)] = 450_000
     held_out_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.1
     round_timeout_s: Annotated[float, Field(gt=0)] = 180.0
-
-
-class Thresholds(_Section):
-    """When to reconsider a placement (Koch 2025, Table 3, per deployment)."""
-
-    latency_s: Annotated[float, Field(gt=0)] = 0.150
-    utilisation: Annotated[float, Field(gt=0, le=1)] = 0.85
-    available_bps: Annotated[float, Field(ge=0)] = 50e6
-    cool_down_s: Annotated[float, Field(ge=0)] = 30.0
-
-
-class CostWeights(_Section):
-    """alpha, beta, gamma of Koch 2025, Eq. 3."""
-
-    latency: Annotated[float, Field(ge=0)] = 1.0
-    utilisation: Annotated[float, Field(ge=0)] = 0.1
-    privacy: Annotated[float, Field(ge=0)] = 1.0
 
 
 class Degrade(_Section):
@@ -353,7 +249,7 @@ def _explain(item: object) -> str:
     """One line for one pydantic error: field, value, way out."""
     assert isinstance(item, dict)
     field = ".".join(str(part) for part in item["loc"]) or "(whole file)"
-    if item["type"] == "extra_forbidden":
+    if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{field}: unknown key; known keys here: {', '.join(_siblings(item['loc']))}"
     if item["type"] == "value_error":
         return f"{field}: {item['ctx']['error']}"
@@ -361,10 +257,14 @@ def _explain(item: object) -> str:
 
 
 def _siblings(location: tuple[object, ...]) -> list[str]:
-    section: type[BaseModel] = Scenario
+    section: type = Scenario
     for part in location[:-1]:
-        annotation = section.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            break
-        section = annotation
-    return sorted(section.model_fields)
+        section = _keys(section)[str(part)]
+    return sorted(_keys(section))
+
+
+def _keys(section: type) -> dict[str, Any]:
+    """Return the type of each key of a section, which is a model of ours or a value of the core."""
+    if issubclass(section, BaseModel):
+        return {name: info.annotation for name, info in section.model_fields.items()}
+    return get_type_hints(section)

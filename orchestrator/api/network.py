@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import asdict
+from typing import Annotated, Any, Literal, Self
 
 from flask_openapi3 import APIBlueprint, Tag
-from pydantic import Field
+from pydantic import Field, create_model, model_validator
 
 from orchestrator import nodes as node_states
-from orchestrator.api.pages import Page, cut, epochs
+from orchestrator.api.pages import Body, Page, cut, epochs
 from orchestrator.api.services import Services
 from orchestrator.core.criteria import criteria_now
 from orchestrator.core.jsonable import to_json
 from orchestrator.core.model import ORCHESTRATOR, PathMetrics
 from orchestrator.core.scoring import CRITERIA, Weights, score_nodes
 from orchestrator.ports import Json
-from scenarios import schema
 
 _TAG = Tag(name="network", description="What the controller measures, joined with the nodes")
 
@@ -28,10 +28,25 @@ class WantedPairs(Page):
     dst: Annotated[str, Field(max_length=63)] | None = None
 
 
-class WantedScores(schema.Weights):
-    """How to score: the variant, and the weights of the criteria (they sum to 1)."""
-
+class _Scoring(Body):
     score: Literal["projection", "euclidean", "printed"] = "euclidean"
+
+    @model_validator(mode="after")
+    def _weights_are_valid(self) -> Self:
+        self.weights()
+        return self
+
+    def weights(self) -> Weights:
+        """Return the weights of the criteria."""
+        return Weights(**{name: getattr(self, name) for name in CRITERIA})
+
+
+WantedScores = create_model(
+    "WantedScores",
+    __base__=_Scoring,
+    __doc__="How to score: the variant, and the weights of the criteria (they sum to 1).",
+    **{name: (float, value) for name, value in asdict(Weights()).items()},  # type: ignore[call-overload]
+)
 
 
 def blueprint(services: Services) -> APIBlueprint:
@@ -65,15 +80,16 @@ def blueprint(services: Services) -> APIBlueprint:
     @routes.get(
         "/scores", summary="Each alive node's distance to the utopia point now, criterion by criterion"
     )
-    def get_scores(query: WantedScores) -> Json:
+    def get_scores(query: WantedScores) -> Json:  # type: ignore[valid-type]
+        wanted: Any = query
         states = [node_states.state(record) for record in services.pool.nodes() if record.alive]
         network = services.northbound.network()
         criteria = criteria_now(states, network, round_times(services))
-        weights = Weights(**{name: getattr(query, name) for name in CRITERIA})
+        weights = wanted.weights()
         return {
-            "score": query.score,
+            "score": wanted.score,
             "weights": to_json(weights),
-            "items": [to_json(score) for score in score_nodes(criteria, weights, query.score)],
+            "items": [to_json(score) for score in score_nodes(criteria, weights, wanted.score)],
         }
 
     @routes.get("/network/topology", summary="The controller's topology, as it gave it last")

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf, isfinite
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.core.errors import Infeasible, InvalidValue
 from orchestrator.core.model import ModelGraph, Network, NodeState, PathMetrics, Placement, Shard
+from orchestrator.core.ranges import check_ranges
 
 Floats = npt.NDArray[np.float64]
 
@@ -43,10 +44,7 @@ class CostWeights:
     privacy: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("latency", "utilisation", "privacy"):
-            value = getattr(self, name)
-            if not (isfinite(value) and value >= 0):
-                raise InvalidValue(f"cost weight {name} is {value}, must be at least 0")
+        check_ranges("cost weights", self, latency=(0, inf), utilisation=(0, inf), privacy=(0, inf))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,24 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import isfinite
 
-from orchestrator.core.errors import InvalidValue
+from orchestrator.core.ranges import check_ranges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PowerProfile:
-    """Watts of a device that computes, that transfers, and that idles; each is the whole device's."""
+    """What a node's device draws, all of it: computing, transferring, idle.
+
+    The defaults are round figures, not a measurement.
+    """
 
     compute_w: float = 10.0
     transfer_w: float = 4.0
     idle_w: float = 2.0
 
     def __post_init__(self) -> None:
-        for name in ("compute_w", "transfer_w", "idle_w"):
-            value = getattr(self, name)
-            if not (isfinite(value) and value >= 0):
-                raise InvalidValue(f"power profile: {name} is {value}, must be finite and at least 0")
+        check_ranges("power profile", self, compute_w=(0, 1e6), transfer_w=(0, 1e6), idle_w=(0, 1e6))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import isfinite
+from math import inf
 
 from orchestrator.core.cost import Breakdown
 from orchestrator.core.decisions import Crossing
 from orchestrator.core.errors import InvalidValue
 from orchestrator.core.model import Network, NodeState, Placement
+from orchestrator.core.ranges import check_above_zero, check_ranges
 
 LATENCY, UTILISATION, BANDWIDTH = "latency", "utilisation", "bandwidth"
 PRIVACY, NODE_LOSS, STALL, DRAIN, OPERATOR = "privacy", "node-loss", "stall", "drain", "operator"
@@ -31,16 +32,8 @@ class Thresholds:
     cool_down_s: float = 30.0
 
     def __post_init__(self) -> None:
-        if not (isfinite(self.latency_s) and self.latency_s > 0):
-            raise InvalidValue(f"thresholds: latency_s is {self.latency_s}, must be above 0")
-        if not 0 < self.utilisation <= 1:
-            raise InvalidValue(
-                f"thresholds: utilisation is {self.utilisation}, must be above 0 and at most 1"
-            )
-        for name in ("available_bps", "cool_down_s"):
-            value = getattr(self, name)
-            if not (isfinite(value) and value >= 0):
-                raise InvalidValue(f"thresholds: {name} is {value}, must be at least 0")
+        check_above_zero("thresholds", self, latency_s=inf, utilisation=1)
+        check_ranges("thresholds", self, available_bps=(0, inf), cool_down_s=(0, inf))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

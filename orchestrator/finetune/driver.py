@@ -9,16 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator.core.energy import PowerProfile
 from orchestrator.core.errors import CoreError
-from orchestrator.core.scoring import Weights
-from orchestrator.core.selection import (
-    DeadlineOptions,
-    EliminationOptions,
-    OortOptions,
-    PlanOptions,
-    PolicyOptions,
-)
+from orchestrator.core.selection import PolicyOptions
 from orchestrator.errors import Conflict, InvalidRequest, OrchestratorError
 from orchestrator.finetune.engine import Engine
 from orchestrator.finetune.messages import JobSpec
@@ -200,7 +192,7 @@ class FinetuneJobs:
             nodes=nodes,
             policy=request.policy,
             epochs=request.epochs,
-            weights=Weights(**request.weights.model_dump()),
+            weights=request.weights,
             score=request.score,
             time_criterion=request.time_criterion,
             outer_learning_rate=request.training.outer_learning_rate,
@@ -209,12 +201,9 @@ class FinetuneJobs:
             sync_timeout_s=request.round_timeout_s,
             rejoin=request.rejoin,
             options=PolicyOptions(
-                eliminate=EliminationOptions(**request.eliminate.model_dump()),
-                deadline=DeadlineOptions(**request.deadline.model_dump()),
-                oort=OortOptions(**request.oort.model_dump()),
-                plan=PlanOptions(**request.plan.model_dump()),
+                eliminate=request.eliminate, deadline=request.deadline, oort=request.oort, plan=request.plan
             ),
-            power=PowerProfile(**request.power.model_dump()),
+            power=request.power,
         )
         return Engine(spec, Random(seed))
 

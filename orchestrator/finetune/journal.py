@@ -1,10 +1,10 @@
-"""What a job's engine gives out while it takes an event: instructions in order, and decision records."""
+"""What a job's engine says of the job: what it is at, its decisions, its reports."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from orchestrator.core.decisions import Alternative, Decision, NodeScore
+from orchestrator.core.decisions import NodeScore
 from orchestrator.core.energy import energy, total
 from orchestrator.core.jsonable import Json, to_json
 from orchestrator.core.selection import Choice, Selection
@@ -18,51 +18,19 @@ from orchestrator.finetune.messages import (
     Summary,
 )
 from orchestrator.finetune.state import JobState, Node, epoch_report
+from orchestrator.journal import EngineJournal
 
 
-class Journal:
-    """Collects the instructions of one event; `take` gives them out."""
+class Journal(EngineJournal[Instruction]):
+    """Says what becomes of a job."""
 
     def __init__(self, job: JobState) -> None:
+        super().__init__(job.spec.job, lambda decision: Record(decision=decision))
         self._job = job
-        self._out: list[Instruction] = []
-
-    def add(self, instruction: Instruction) -> None:
-        """Add something to be done."""
-        self._out.append(instruction)
-
-    def take(self) -> list[Instruction]:
-        """Give out what was collected."""
-        instructions, self._out = self._out, []
-        return instructions
 
     def announce(self, state: str, reason: str) -> None:
         """Say what the job is at now."""
         self.add(Announce(state=state, reason=reason))
-
-    def decide(
-        self,
-        now_s: float,
-        kind: str,
-        verdict: str,
-        reason: str,
-        *,
-        inputs: dict[str, Json] | None = None,
-        scores: tuple[NodeScore, ...] = (),
-        alternatives: tuple[Alternative, ...] = (),
-    ) -> None:
-        """Record a decision."""
-        decision = Decision(
-            kind=kind,
-            subject=self._job.spec.job,
-            at_s=now_s,
-            verdict=verdict,
-            reason=reason,
-            inputs=inputs or {},
-            scores=scores,
-            alternatives=alternatives,
-        )
-        self.add(Record(decision=decision))
 
     def begins(self, now_s: float) -> None:
         """Record that the job begins."""

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from orchestrator import nodes as node_states
-from orchestrator.core.cost import CostWeights, Workload
+from orchestrator.core.cost import Workload
 from orchestrator.core.jsonable import to_json
 from orchestrator.core.model import NodeState
-from orchestrator.core.triggers import Thresholds
 from orchestrator.errors import Conflict, InvalidRequest, Unavailable, WorkerError, WorkerRefused
 from orchestrator.inference import messages as m
 from orchestrator.inference.asking import Asked
@@ -265,9 +264,9 @@ class SplitDeployments:
             deployment=deployment,
             model=self._models.graph(model),
             min_nodes=request.min_nodes,
-            weights=CostWeights(**request.cost.model_dump()),
+            weights=request.cost,
             workload=workload,
-            thresholds=Thresholds(**request.thresholds.model_dump()),
+            thresholds=request.thresholds,
             prepare_timeout_s=PREPARE_TIMEOUT_S,
             commit_timeout_s=COMMAND_TIMEOUT_S,
         )

@@ -1,34 +1,26 @@
-"""What a deployment's engine gives out while it takes an event: instructions in order, and records."""
+"""What a deployment's engine says of it: what it is at, and its decisions."""
 
 from __future__ import annotations
 
-from orchestrator.core.decisions import Alternative, Crossing, Decision
+from orchestrator.core.decisions import Crossing
 from orchestrator.core.jsonable import Json, to_json
 from orchestrator.core.model import Placement
 from orchestrator.core.reconfiguration import KEEP, Choice
 from orchestrator.inference.messages import Announce, Instruction, Record
 from orchestrator.inference.state import DeploymentState, describe_route
+from orchestrator.journal import EngineJournal
 
 RECORD_INTERVAL_S = 30.0
 """Identical verdicts to keep are recorded once in so long."""
 
 
-class Journal:
-    """Collects the instructions of one event; `take` gives them out."""
+class Journal(EngineJournal[Instruction]):
+    """Says what becomes of a deployment."""
 
     def __init__(self, now: DeploymentState) -> None:
+        super().__init__(now.spec.deployment, lambda decision: Record(decision=decision))
         self._now = now
-        self._out: list[Instruction] = []
         self._last_kept: tuple[object, float] | None = None
-
-    def add(self, instruction: Instruction) -> None:
-        """Add something to be done."""
-        self._out.append(instruction)
-
-    def take(self) -> list[Instruction]:
-        """Give out what was collected."""
-        instructions, self._out = self._out, []
-        return instructions
 
     def forget_kept(self) -> None:
         """Record the next verdict to keep, whatever it is."""
@@ -102,27 +94,3 @@ class Journal:
             "weights": to_json(self._now.spec.weights),
             "thresholds": to_json(self._now.spec.thresholds),
         }
-
-    def decide(
-        self,
-        now_s: float,
-        kind: str,
-        verdict: str,
-        reason: str,
-        *,
-        inputs: dict[str, Json] | None = None,
-        crossings: tuple[Crossing, ...] = (),
-        alternatives: tuple[Alternative, ...] = (),
-    ) -> None:
-        """Record a decision."""
-        decision = Decision(
-            kind=kind,
-            subject=self._now.spec.deployment,
-            at_s=now_s,
-            verdict=verdict,
-            reason=reason,
-            inputs=inputs or {},
-            crossings=crossings,
-            alternatives=alternatives,
-        )
-        self.add(Record(decision=decision))

@@ -1,4 +1,4 @@
-"""What a split deployment is asked with; thresholds and cost weights are the scenario's own sections."""
+"""What a split deployment is asked with; thresholds and cost weights are the core's own values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from scenarios.schema import CostWeights, Thresholds
+from orchestrator.core.cost import CostWeights
+from orchestrator.core.triggers import Thresholds
 
 
 class DeploymentRequest(BaseModel):

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, inf
 
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.core.errors import InvalidValue
+from orchestrator.core.ranges import check_above_zero, check_ranges
 from orchestrator.core.selection.interface import Choice, Everybody, RoundPlan, RoundStart, RoundView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadlineOptions:
-    """`share` of all nodes are kept in a round (K of N), `over_select` times as many are asked.
-
-    `deadline_s`: the round closes then although fewer than K have answered; None: it waits for K.
-    """
+    """Ask more than needed, keep the fastest (Bonawitz et al. 2019)."""
 
     share: float = 0.5
+    """Of all nodes; so many are kept in a round (K of N)."""
     over_select: float = 1.3
+    """So many times as many are asked."""
     deadline_s: float | None = None
+    """The round closes then although fewer have answered; left out: it waits for K."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise InvalidValue(f"deadline: share is {self.share}, must be above 0 and at most 1")
-        if not self.over_select >= 1:
-            raise InvalidValue(f"deadline: over_select is {self.over_select}, must be at least 1")
-        if self.deadline_s is not None and not self.deadline_s > 0:
-            raise InvalidValue(f"deadline: deadline_s is {self.deadline_s}, must be above 0")
+        check_ranges("deadline", self, over_select=(1, 100))
+        check_above_zero("deadline", self, share=1)
+        if self.deadline_s is not None:
+            check_above_zero("deadline", self, deadline_s=inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

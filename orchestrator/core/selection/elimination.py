@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Literal
 
 from orchestrator.core.decisions import NodeScore
 from orchestrator.core.errors import InvalidPolicy, InvalidValue
+from orchestrator.core.ranges import check_ranges
 from orchestrator.core.selection.interface import (
     Choice,
     Everybody,
@@ -24,36 +24,26 @@ WAITS = ("certain", "all")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EliminationOptions:
-    """How elimination waits, when it ends, and when it takes a node back.
-
-    `wait`: `all` waits for every update, as Algorithm 1 says (line 6); `certain` waits until no update still
-    missing could change who is eliminated. It ends where one node fewer would make less than
-    `least_efficiency` of the progress of all nodes per round, with a gradient noise scale of `noise_nodes`
-    (`progress`); 0: at the last node, as Eq. 1 has it. A node comes back if its score exceeds that of the
-    lowest that stays by `rejoin_margin`, `rejoin_after` epochs after it went at the earliest, and
-    `rejoin_limit` times at most.
-    """
+    """How elimination waits, when it ends, and when it takes a node back."""
 
     wait: Literal["certain", "all"] = "certain"
+    """`all`: for every update, as Pekel 2025 says; `certain`: until none could change who is eliminated."""
     least_efficiency: float = 0.0
+    """Of the progress of all nodes per round; it ends before less is left. 0: at the last node (Eq. 1)."""
     noise_nodes: float = NOISE_NODES
+    """Gradient noise scale in samples of an average node, for `least_efficiency`."""
     rejoin_margin: float = 0.1
+    """By so much must a score exceed the lowest that stays."""
     rejoin_after: int = 2
+    """Epochs that a node is out at least."""
     rejoin_limit: int = 2
+    """Times that a node may come back."""
 
     def __post_init__(self) -> None:
         if self.wait not in WAITS:
             raise InvalidValue(f"eliminate: wait is {self.wait!r}; known: {', '.join(WAITS)}")
-        if not 0 <= self.least_efficiency <= 1 or not (isfinite(self.noise_nodes) and self.noise_nodes >= 0):
-            raise InvalidValue(
-                f"eliminate: least_efficiency {self.least_efficiency}, noise_nodes {self.noise_nodes}: "
-                "must be in 0..1 and at least 0"
-            )
-        if not self.rejoin_margin >= 0 or self.rejoin_after < 1 or self.rejoin_limit < 0:
-            raise InvalidValue(
-                f"eliminate: rejoin_margin {self.rejoin_margin}, rejoin_after {self.rejoin_after}, "
-                f"rejoin_limit {self.rejoin_limit}: must be at least 0, 1 and 0"
-            )
+        check_ranges("eliminate", self, least_efficiency=(0, 1), noise_nodes=(0, 1e6), rejoin_margin=(0, 1))
+        check_ranges("eliminate", self, rejoin_after=(1, 10_000), rejoin_limit=(0, 10_000))
 
     def least_nodes(self, nodes: int) -> int:
         """Return how many of `nodes` are never eliminated."""

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import ceil, isfinite, log
+from math import ceil, log
 
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.core.errors import InvalidValue
 from orchestrator.core.jsonable import Json
+from orchestrator.core.ranges import check_above_zero, check_ranges
 from orchestrator.core.selection.forecast import fill, forecasts
 from orchestrator.core.selection.interface import (
     Choice,
@@ -38,41 +38,37 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OortOptions:
-    """The paper's parameters: `alpha`, `epsilon` (first, factor per round, least), `cut_off` confidence,
-    `clip`.
-
-    `share` of all nodes make a round (K of N), `over_select` times as many are asked. `pace` is the first
-    quantile of durations that T is, `pace_step` what is added when the utility of the last `window` rounds
-    fell below that of the `window` before. After `most_picks` rounds a node is not drawn by utility any
-    more.
-    """
+    """Guided participant selection (Lai et al., OSDI 2021); the paper's parameters."""
 
     share: float = 0.5
+    """Of all nodes; so many make a round (K of N)."""
     over_select: float = 1.3
+    """So many times as many are asked."""
     alpha: float = 2.0
+    """How much a duration beyond the preferred one counts against a node."""
     epsilon: float = 0.9
+    """Share of a round that explores, at first."""
     epsilon_factor: float = 0.98
+    """Of `epsilon`, per round."""
     epsilon_least: float = 0.2
     cut_off: float = 0.95
+    """Confidence: of the least utility that is drawn, who is above this share of it may be drawn, too."""
     clip: float = 0.95
+    """Quantile at which utilities are capped."""
     pace: float = 0.5
+    """First quantile of the durations seen that the preferred one is."""
     pace_step: float = 0.1
+    """Added to `pace` when the utility of the last `window` rounds fell below that of those before."""
     window: int = 5
     most_picks: int = 1000
+    """After so many rounds a node is not drawn by utility any more."""
 
     def __post_init__(self) -> None:
-        for name in ("epsilon", "epsilon_factor", "epsilon_least", "cut_off", "clip", "pace", "pace_step"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InvalidValue(f"oort: {name} is {getattr(self, name)}, must be in 0..1")
-        if not 0 < self.share <= 1 or not self.over_select >= 1:
-            raise InvalidValue(
-                f"oort: share is {self.share}, over_select {self.over_select}; must be in 0..1 and at least 1"
-            )
-        if not (isfinite(self.alpha) and self.alpha >= 0) or self.window < 1 or self.most_picks < 1:
-            raise InvalidValue(
-                f"oort: alpha {self.alpha}, window {self.window}, most_picks {self.most_picks}; must be "
-                "at least 0, 1 and 1"
-            )
+        shares = ("epsilon", "epsilon_factor", "epsilon_least", "cut_off", "clip", "pace", "pace_step")
+        check_ranges("oort", self, **dict.fromkeys(shares, (0, 1)))
+        check_ranges("oort", self, over_select=(1, 100), alpha=(0, 100))
+        check_ranges("oort", self, window=(1, 10_000), most_picks=(1, 1_000_000))
+        check_above_zero("oort", self, share=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,13 +21,13 @@ the same pace), so N sets are compared, not 2^N. Shapes: N nodes, C classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import exp, isfinite
+from math import exp
 
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
-from orchestrator.core.errors import InvalidValue
+from orchestrator.core.ranges import check_ranges
 from orchestrator.core.selection.progress import NOISE_NODES, efficiency
 
 Floats = npt.NDArray[np.float64]
@@ -38,34 +38,24 @@ _SIZES = 2048
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions:
-    """What `plan` weighs time against.
-
-    `noise_nodes`: the gradient noise scale in samples of an average node; so many nodes waste half of the
-    samples. `least_efficiency`: no set makes less progress per round than this share of all nodes'. `drift`:
-    how much progress the distance d of the kept data from the whole costs, as exp(-drift * d). `gain`: the
-    set is changed only if that saves this share of the time left. `patience`: a round closes without who
-    takes this many times the forecast, if `quorum` of the members have answered.
-    """
+    """What planning weighs time against (docs/policies.md)."""
 
     noise_nodes: float = NOISE_NODES
+    """Gradient noise scale in samples of an average node; so many nodes waste half of the samples."""
     least_efficiency: float = 0.7
+    """Progress per round that a set must make, as a share of all nodes'."""
     drift: float = 1.0
+    """What the distance d of the kept data from the whole costs: progress is times exp(-drift * d)."""
     gain: float = 0.1
+    """Share of the time left that a change of the set must save."""
     patience: float = 1.5
+    """A round does not wait longer than so many times its forecast, if `quorum` have answered."""
     quorum: float = 0.5
+    """Share of the members."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("noise_nodes", 0.0, float("inf")),
-            ("least_efficiency", 0.0, 1.0),
-            ("drift", 0.0, float("inf")),
-            ("gain", 0.0, 1.0),
-            ("patience", 1.0, float("inf")),
-            ("quorum", 0.0, 1.0),
-        ):
-            value = getattr(self, name)
-            if not (isfinite(value) and low <= value <= high):
-                raise InvalidValue(f"plan: {name} is {value}, must be in {low:g}..{high:g}")
+        check_ranges("plan", self, noise_nodes=(0, 1e6), drift=(0, 1e6), patience=(1, 1e6))
+        check_ranges("plan", self, least_efficiency=(0, 1), gain=(0, 1), quorum=(0, 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The scenario's keys for policies say the same as the policies themselves."""
+"""What scenarios and requests say of policies is what the policies are given."""
 
 from __future__ import annotations
 
@@ -6,19 +6,30 @@ from dataclasses import asdict, fields
 
 import pytest
 
-from orchestrator.core.energy import PowerProfile
-from orchestrator.core.selection import POLICIES, PolicyOptions
+from orchestrator.core.selection import (
+    POLICIES,
+    DeadlineOptions,
+    EliminationOptions,
+    OortOptions,
+    PlanOptions,
+    PolicyOptions,
+)
 from orchestrator.finetune.request import JobRequest
-from scenarios.schema import Finetune, ScenarioError, parse
+from scenarios.schema import ScenarioError, parse
+
+OPTIONS = PolicyOptions(
+    eliminate=EliminationOptions(wait="all", rejoin_after=3),
+    deadline=DeadlineOptions(deadline_s=2.5),
+    oort=OortOptions(pace=0.9, window=7),
+    plan=PlanOptions(drift=2.0),
+)
 
 
 @pytest.mark.parametrize("name", [item.name for item in fields(PolicyOptions)])
-def test_every_option_has_a_key_with_the_same_default(name: str) -> None:
-    assert getattr(Finetune(), name).model_dump() == asdict(getattr(PolicyOptions(), name))
-
-
-def test_the_power_profile_has_keys_with_the_same_defaults() -> None:
-    assert Finetune().power.model_dump() == asdict(PowerProfile())
+def test_what_is_asked_of_a_policy_is_kept_with_the_job_and_read_back(name: str) -> None:
+    asked = getattr(OPTIONS, name)
+    request = JobRequest(**{name: asdict(asked)})
+    assert getattr(JobRequest(**request.model_dump(mode="json")), name) == asked
 
 
 @pytest.mark.parametrize("policy", POLICIES)

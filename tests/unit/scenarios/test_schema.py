@@ -28,7 +28,31 @@ def test_every_scenario_of_the_project_is_valid(path: Path) -> None:
         ),
         ({"name": "x", "finetune": {"epochs": 12}}, "finetune.epochs is 12", "fewer epochs or more hosts"),
         ({"name": "x", "finetune": {"weights": {"delay": 0.5}}}, "sum to 1.3, not 1", "divide each by 1.3"),
-        ({"name": "x", "finetune": {"weights": {"delay": -0.2}}}, "finetune.weights.delay: -0.2", "greater"),
+        (
+            {"name": "x", "finetune": {"weights": {"delay": -0.2}}},
+            "weight delay is -0.2",
+            "must be at least 0",
+        ),
+        (
+            {"name": "x", "finetune": {"oort": {"shares": 0.2}}},
+            "finetune.oort.shares: unknown key",
+            "pace_step, share, window",
+        ),
+        (
+            {"name": "x", "finetune": {"oort": {"window": 10**400}}},
+            "finetune.oort: oort: window is 1",
+            "must be in 1..10000",
+        ),
+        (
+            {"name": "x", "inference": {"thresholds": {"utilisation": 0}}},
+            "inference.thresholds: thresholds: utilisation is 0",
+            "must be above 0 and at most 1",
+        ),
+        (
+            {"name": "x", "finetune": {"deadline": {"deadline_s": float("inf")}}},
+            "finetune.deadline: deadline: deadline_s is inf",
+            "must be above 0 and finite",
+        ),
         ({"name": "x", "devices": {"trusted": ["h99"]}}, "devices.trusted names h99", "h1 to h12"),
         ({"name": "No Spaces"}, "name: 'No Spaces'", "pattern"),
         ({}, "name", "required"),
