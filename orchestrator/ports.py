@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.core.model import ModelGraph, Network
+from workers.models.architecture import Architecture
 from workers.wire import BodySink
 
 ChannelName = Literal["control", "bulk"]
@@ -47,6 +48,8 @@ class NodeRecord:
     heartbeat_age_s: float | None = None
     cpu_utilisation: float | None = None
     rss_bytes: int | None = None
+    free_memory_bytes: int | None = None
+    """What fine-tuning may take of it now."""
     busy: str | None = None
     shards: tuple[str, ...] = ()
     profile: Json = field(default_factory=dict)
@@ -288,8 +291,8 @@ class Model:
 class ModelStore(Protocol):
     """Models in folders, and the arithmetic on them that needs torch."""
 
-    def check(self, name: str) -> None:
-        """Refuse a model that cannot be trained, quickly; raises ModelError or NotFound."""
+    def describe(self, name: str) -> Architecture:
+        """Say what a model is made of, quickly; raises ModelError or NotFound if it cannot be trained."""
         ...
 
     def check_split(self, name: str) -> None:

@@ -78,6 +78,8 @@ class Devices(_Section):
     """Fixed cost of running one layer once on a device of mean power; scales with power_mean / power."""
     shard_memory_bytes: Annotated[int, Field(gt=0)] = 1_000_000
     """What a node may hold of a model's parameters and caches."""
+    training_memory_bytes: Annotated[int, Field(gt=0)] | None = None
+    """What fine-tuning may take of a node; left out: what is free on this machine."""
     pacing: bool = True
     trusted: tuple[str, ...] = ("h1", "h2")
     """Where embedding, head and prompts may be; a model can be served only with one of these alive."""

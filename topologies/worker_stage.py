@@ -90,6 +90,7 @@ class Workers:
                     "compute_flops": host.device.compute_flops,
                     "layer_overhead_s": host.device.layer_overhead_s,
                     "memory_bytes": host.device.memory_bytes,
+                    "training_memory_bytes": self._scenario.devices.training_memory_bytes,
                     "pacing": self._scenario.devices.pacing,
                     "emulated": True,
                 },

@@ -331,10 +331,17 @@ class Agent:
             # An emulated device's load is what it emulates; the machine's is shared by all of them.
             "cpu_utilisation": self._pacer.utilisation() if paced else psutil.cpu_percent() / 100,
             "rss_bytes": self._process.memory_info().rss,
+            "free_memory_bytes": self._free_memory_bytes(),
             "busy": self._busy,
             "shards": list(self._shards.holdings()),
             "packets": self._packets.read(),
         }
+
+    def _free_memory_bytes(self) -> int:
+        """Say what fine-tuning may take now: what is free, up to what the configuration allows."""
+        free = psutil.virtual_memory().available
+        limit = self._config.training_memory_bytes
+        return free if limit is None else min(free, limit)
 
     def _on_command(self, _channel: link.Channel, frame: Frame) -> link.Reply | None:
         """Serve the orchestrator, whose certificate the channel has verified."""

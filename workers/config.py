@@ -14,6 +14,14 @@ from typing import Any
 from workers.errors import ConfigError
 
 DEFAULT_GIVE_UP_AFTER_S = 60.0
+_ABOVE_ZERO = (
+    "power",
+    "compute_flops",
+    "memory_bytes",
+    "training_memory_bytes",
+    "threads",
+    "give_up_after_s",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +30,7 @@ class WorkerConfig:
 
     `orchestrator` and `listen` are `(address, port)`. `give_up_after_s` is how long the orchestrator may
     be away, at start or later, before the worker ends. `local_data` is a folder of the node's own texts.
+    `memory_bytes` is for shards, `training_memory_bytes` for fine-tuning; None: what is free.
     """
 
     node: str
@@ -33,6 +42,7 @@ class WorkerConfig:
     compute_flops: float | None = None
     layer_overhead_s: float = 0.0
     memory_bytes: int | None = None
+    training_memory_bytes: int | None = None
     pacing: bool = False
     emulated: bool = False
     threads: int | None = None
@@ -42,7 +52,7 @@ class WorkerConfig:
     def __post_init__(self) -> None:
         if not self.node:
             raise ConfigError("node is empty; give the node's name")
-        for name in ("power", "compute_flops", "memory_bytes", "threads", "give_up_after_s"):
+        for name in _ABOVE_ZERO:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"{name} is {value!r}; it must be a number above 0")
@@ -80,6 +90,7 @@ def _checked(key: str, value: Any) -> Any:
         "layer_overhead_s": (int, float),
         "give_up_after_s": (int, float),
         "memory_bytes": (int, type(None)),
+        "training_memory_bytes": (int, type(None)),
         "threads": (int, type(None)),
         "local_data": (type(None),),
         "power": (int, float, type(None)),
@@ -125,6 +136,9 @@ def from_arguments(arguments: Sequence[str] | None = None) -> WorkerConfig:
     parser.add_argument("--token", help="the operator's one-time token; not needed once enrolled")
     parser.add_argument(
         "--memory-bytes", type=int, help="what shards may take; default: half of what is free"
+    )
+    parser.add_argument(
+        "--training-memory-bytes", type=int, help="what fine-tuning may take; default: what is free"
     )
     parser.add_argument("--compute-flops", type=float, help="speed in flop/s; default: measured")
     parser.add_argument("--threads", type=int, help="threads to compute with; default: torch's choice")

@@ -43,6 +43,7 @@ from workers.config import WorkerConfig
 from workers.device import DeviceProfile, Pacer
 from workers.errors import WorkersError
 from workers.link import Reply
+from workers.models.architecture import Architecture, architecture
 from workers.models.loader import digest
 from workers.wire import Frame
 
@@ -96,8 +97,9 @@ class PlainAgent(agent.Agent):
 class Models:
     """The models of the benchmark, `small` and `large`; evaluating costs nothing here."""
 
-    def check(self, name: str) -> None:
-        """Every name is good."""
+    def describe(self, name: str) -> Architecture:
+        """Describe the model; every name is good."""
+        return architecture(model.config(quick=name == "small"))
 
     def check_data(self, data: str) -> None:
         """Every text is good."""

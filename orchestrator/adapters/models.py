@@ -23,7 +23,7 @@ from workers import local_data
 from workers.errors import DataError
 from workers.errors import ModelError as WorkersModelError
 from workers.models import corpus, embedded, loader
-from workers.models.architecture import architecture
+from workers.models.architecture import Architecture, architecture
 from workers.models.config import parse_config
 from workers.models.tokenizer import Tokenizer
 from workers.models.trainable import build
@@ -49,10 +49,11 @@ class FolderModels:
         self._known: dict[Path, Model] = {}
         self._chats: dict[Path, ChatTemplate] = {}
 
-    def check(self, name: str) -> None:
-        """Refuse a model that cannot be trained: by its configuration and the headers of its files."""
-        if name != EMBEDDED:
-            _translated(lambda: _check_folder(self._folder(name)))
+    def describe(self, name: str) -> Architecture:
+        """Say what a model is made of, by its configuration and the headers of its files."""
+        if name == EMBEDDED:
+            return architecture(embedded.CONFIG)
+        return _translated(lambda: _describe_folder(self._folder(name)))
 
     def check_split(self, name: str) -> None:
         """Refuse a model that cannot be split, without reading or making it."""
@@ -191,9 +192,11 @@ class FolderModels:
         return folder
 
 
-def _check_folder(folder: Path) -> None:
-    loader.check_folder(folder, architecture(loader.read_config(folder)))
+def _describe_folder(folder: Path) -> Architecture:
+    found = architecture(loader.read_config(folder))
+    loader.check_folder(folder, found)
     loader.read_tokenizer_json(folder)
+    return found
 
 
 def _read(name: str, folder: Path) -> Model:

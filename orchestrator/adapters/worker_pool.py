@@ -82,6 +82,7 @@ class _Heartbeat(BaseModel):
     sent_at: float
     cpu_utilisation: float | None = Field(default=None, ge=0)
     rss_bytes: int | None = Field(default=None, ge=0)
+    free_memory_bytes: int | None = Field(default=None, ge=0)
     busy: str | None = Field(default=None, max_length=256)
     shards: tuple[str, ...] = ()
     packets: _Packets | None = None
@@ -301,6 +302,7 @@ class LiveWorkerPool:
             heartbeat_age_s=self._clock.monotonic_s() - session.heard_at_s,
             cpu_utilisation=heartbeat.cpu_utilisation if heartbeat else None,
             rss_bytes=heartbeat.rss_bytes if heartbeat else None,
+            free_memory_bytes=heartbeat.free_memory_bytes if heartbeat else None,
             busy=heartbeat.busy if heartbeat else None,
             shards=heartbeat.shards if heartbeat else (),
             profile=session.profile.model_dump(),

@@ -67,6 +67,7 @@ def node_json(record: NodeRecord) -> Json:
         "attached_at": record.attached_at,
         "cpu_utilisation": record.cpu_utilisation,
         "rss_bytes": record.rss_bytes,
+        "free_memory_bytes": record.free_memory_bytes,
         "busy": record.busy,
         "shards": list(record.shards),
         "profile": record.profile,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping
 from random import Random
 from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator.core.errors import CoreError
+from orchestrator.core.errors import CoreError, InvalidPolicy
 from orchestrator.core.selection import PolicyOptions
 from orchestrator.errors import Conflict, InvalidRequest, OrchestratorError
 from orchestrator.finetune.engine import Engine
 from orchestrator.finetune.messages import JobSpec
+from orchestrator.finetune.node_memory import JobMemory, job_memory
 from orchestrator.finetune.request import JobRequest
 from orchestrator.finetune.run import JobRun
 from orchestrator.ports import (
@@ -32,6 +34,7 @@ from orchestrator.ports import (
 log = logging.getLogger(__name__)
 
 _ATTEMPTS_LIMIT = 3
+_LESS_MEMORY = "train adapters (training.lora_rank), use smaller batches, or free memory there"
 SUSPENDED = "suspended"
 
 
@@ -73,12 +76,12 @@ class FinetuneJobs:
         wanted: Any = request
         with self._lock:
             self._refuse_second()
-            nodes = self._nodes(wanted)
+            memory = job_memory(wanted.training, self._models.describe(wanted.model))
+            nodes, left_out = self._nodes(wanted, memory)
             seed = self._seed if wanted.seed is None else wanted.seed
-            self._models.check(wanted.model)
             self._models.check_data(wanted.data)
             job = self._ids("job")
-            engine = self._make_engine(job, wanted, nodes, seed)
+            engine = self._make_engine(job, wanted, nodes, seed, left_out)
             record = Record(
                 id=job,
                 kind="job",
@@ -172,24 +175,38 @@ class FinetuneJobs:
                 f"it with DELETE /api/v1/jobs/{self._running[0]}"
             )
 
-    def _nodes(self, request: Any) -> tuple[str, ...]:
-        alive = {record.node: record for record in self._pool.nodes() if record.alive}
+    def _nodes(self, request: Any, memory: JobMemory) -> tuple[tuple[str, ...], dict[str, str]]:
+        """Return who takes part, and who could not although alive, with the reason; who is named must."""
         if request.nodes is None:
+            alive = [record for record in self._pool.nodes() if record.alive]
             if not alive:
                 raise Conflict("no node is alive; enrol workers first")
-            return tuple(alive)
-        for node in request.nodes:
-            record = self._pool.node(node)
-            if not record.alive:
-                raise InvalidRequest(f"node {node!r} is not alive: {record.reason}", field="nodes")
-        if not request.nodes:
+            short = memory.shortages(alive)
+            if len(short) == len(alive):
+                raise Conflict(f"no node can take part: {_listed(short)}; {_LESS_MEMORY}")
+            return tuple(record.node for record in alive if record.node not in short), short
+        records = [self._pool.node(node) for node in request.nodes]
+        if not records:
             raise InvalidRequest("nodes is empty; name nodes or leave it out for all", field="nodes")
-        return tuple(request.nodes)
+        for record in records:
+            if not record.alive:
+                raise InvalidRequest(f"node {record.node!r} is not alive: {record.reason}", field="nodes")
+        if short := memory.shortages(records):
+            raise InvalidRequest(f"{_listed(short)}; leave them out, or {_LESS_MEMORY}", field="nodes")
+        return tuple(request.nodes), {}
 
-    def _make_engine(self, job: str, request: Any, nodes: tuple[str, ...], seed: int) -> Engine:
+    def _make_engine(
+        self,
+        job: str,
+        request: Any,
+        nodes: tuple[str, ...],
+        seed: int,
+        left_out: Mapping[str, str] | None = None,
+    ) -> Engine:
         spec = JobSpec(
             job=job,
             nodes=nodes,
+            left_out=left_out or {},
             policy=request.policy,
             epochs=request.epochs,
             weights=request.weights,
@@ -205,7 +222,12 @@ class FinetuneJobs:
             ),
             power=request.power,
         )
-        return Engine(spec, Random(seed))
+        try:
+            return Engine(spec, Random(seed))
+        except InvalidPolicy as error:
+            if left_out:
+                raise InvalidPolicy(f"{error}; left out are {_listed(left_out)}") from error
+            raise
 
     def _start(
         self,
@@ -237,3 +259,7 @@ class FinetuneJobs:
         thread = threading.Thread(target=run.run, name=job, daemon=True)
         self._running = (job, run, thread)
         thread.start()
+
+
+def _listed(short: Mapping[str, str]) -> str:
+    return "; ".join(f"{node}: {lack}" for node, lack in short.items())

@@ -33,10 +33,12 @@ class Journal(EngineJournal[Instruction]):
         self.add(Announce(state=state, reason=reason))
 
     def begins(self, now_s: float) -> None:
-        """Record that the job begins."""
+        """Record that the job begins, and without whom."""
         spec = self._job.spec
         reason = f"{spec.policy} over {len(self._job.nodes)} nodes for {spec.epochs} epochs"
         self.decide(now_s, "job", "start", reason, inputs=self._job_inputs())
+        for node, lack in spec.left_out.items():
+            self.decide(now_s, "node", "leave out", f"{node}: {lack}", inputs={"node": node})
 
     def resumes(self, now_s: float, reason: str) -> None:
         """Record that the job goes on from where an earlier process left it."""

@@ -22,6 +22,7 @@ from orchestrator.core.workload import Workload
 class JobSpec:
     """What a fine-tuning job is (Pekel 2025, Algorithm 1); `Engine(spec, rng)` runs it.
 
+    `left_out` are those that are not part of it although they might have been, each with the reason.
     `rejoin`: may a node that was lost or hung take part again once it is back. `invalid_limit`: after so
     many invalid answers in a row a node is left out. `eliminate` needs N > T > 1 (N nodes, T epochs).
     `power` is what the nodes' devices draw.
@@ -29,6 +30,7 @@ class JobSpec:
 
     job: str
     nodes: tuple[str, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
     epochs: int
     policy: str = "eliminate"
     weights: Weights = field(default_factory=Weights)

@@ -18,7 +18,7 @@ def models(tmp_path):
 @pytest.mark.parametrize("name", ["nope", "x" * 5000, "a\0b", "job:nope", "job:../../etc"])
 def test_a_model_that_is_no_folder_is_not_found_whatever_its_name(models, name):
     with pytest.raises(NotFound):
-        models.check(name)
+        models.describe(name)
 
 
 def test_found_text_and_a_readable_file_are_accepted(models, tmp_path):

@@ -17,8 +17,15 @@ from orchestrator.events import EventLog
 from orchestrator.finetune.driver import FinetuneJobs
 from orchestrator.finetune.request import JobRequest
 from orchestrator.ports import Answer, Model
+from workers.models.architecture import Architecture
 
 NODES = ("h1", "h2", "h3", "h4")
+
+
+TINY = Architecture(
+    family="llama", document={}, vocabulary_size=256, layers=1, context_tokens=64, shapes={"w": (2,)},
+    projections={},
+)  # fmt: skip
 
 
 class TinyModels:
@@ -27,9 +34,10 @@ class TinyModels:
     def __init__(self):
         self.saved = {}
 
-    def check(self, name):
+    def describe(self, name):
         if name != "tiny":
             raise NotFound(f"model {name!r} is no folder here")
+        return TINY
 
     def check_data(self, data):
         if data != "found":
@@ -199,6 +207,40 @@ def test_an_ended_job_holds_no_parameters_while_the_next_one_is_awaited(world):
     assert (ended._versions._known, ended._versions._sums) == ({}, {})
     assert ended._versions.outer_state() == {}
     assert ended._intake._memory is None
+
+
+TOO_LITTLE = 20_000
+"""Less than the logits of one batch."""
+
+
+def test_a_node_with_too_little_memory_is_left_out_before_anything_is_sent(world):
+    world.pool.join("h2", free_memory_bytes=TOO_LITTLE)
+    world.pool.join("h3", free_memory_bytes=10**9)
+    record = world.run()
+    assert record.spec["nodes"] == ["h1", "h3", "h4"]
+    assert "h2" not in {node for node, _, _ in world.pool.asked}
+    (left_out,) = [d for d in world.entries(record.id, "decision") if d["verdict"] == "leave out"]
+    assert left_out["reason"].startswith("h2: 0.0 MB of its memory are free, the job takes at least 0.1 MB")
+
+
+def test_a_node_that_is_named_must_have_the_memory(world):
+    world.pool.join("h2", free_memory_bytes=TOO_LITTLE)
+    with pytest.raises(InvalidRequest, match=r"h2: 0\.0 MB of its memory are free.*lora_rank"):
+        world.submit(nodes=("h1", "h2"))
+    assert world.pool.asked == []
+
+
+def test_a_job_for_which_no_node_has_the_memory_is_refused(world):
+    for node in NODES:
+        world.pool.join(node, free_memory_bytes=TOO_LITTLE)
+    with pytest.raises(Conflict, match=r"no node can take part: h1: 0\.0 MB"):
+        world.submit()
+
+
+def test_it_says_who_is_left_out_if_too_few_are_left_to_eliminate(world):
+    world.pool.join("h2", free_memory_bytes=TOO_LITTLE)
+    with pytest.raises(InvalidPolicy, match=r"only 3 nodes.*left out are h2: 0\.0 MB"):
+        world.submit(policy="eliminate", epochs=3)
 
 
 def test_an_outer_learning_rate_scales_the_step(world):

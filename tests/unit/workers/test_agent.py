@@ -173,7 +173,16 @@ def test_a_worker_enrols_attaches_both_channels_and_tells_how_it_is(
     assert heartbeat["busy"] is None
     assert abs(heartbeat["sent_at"] - time.time()) < 60
     assert heartbeat["rss_bytes"] > 1e6
+    assert heartbeat["free_memory_bytes"] > 1e6
     assert heartbeat["packets"] is None
+
+
+def test_what_fine_tuning_may_take_is_limited_by_the_configuration(
+    start: Callable[..., Worker], orchestrator: LoopbackOrchestrator
+) -> None:
+    start(token=orchestrator.authority.token("h1"), training_memory_bytes=12_345)
+    wait_until(lambda: orchestrator.heartbeats("h1"), what="a heartbeat")
+    assert orchestrator.heartbeats("h1")[-1]["free_memory_bytes"] == 12_345
 
 
 def test_the_private_key_is_readable_by_its_owner_only(

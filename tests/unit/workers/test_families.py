@@ -68,7 +68,7 @@ def store(directory):
 
 
 def read(models, folder):
-    models.check(str(folder))
+    models.describe(str(folder))
     return models.resolve(str(folder), progress=lambda *_: None)
 
 
@@ -173,7 +173,7 @@ def broken(folder, tmp_path, **changes: object):
 )
 def test_what_cannot_be_trained_is_refused_by_what_the_folder_says(folder, tmp_path, changes, reason):
     with pytest.raises(ModelError, match=reason):
-        store(tmp_path).check(str(broken(folder, tmp_path, **changes)))
+        store(tmp_path).describe(str(broken(folder, tmp_path, **changes)))
 
 
 @pytest.mark.parametrize("folder", ["qwen2"], indirect=True)
@@ -183,10 +183,10 @@ def test_an_incomplete_folder_is_refused_before_anything_is_read(folder, tmp_pat
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, copy / "model.safetensors")
     with pytest.raises(ModelError, match=r"1 missing, among them model\.layers\.1\.mlp\.up_proj\.weight"):
-        store(tmp_path).check(str(copy))
+        store(tmp_path).describe(str(copy))
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(ModelError, match="only safetensors are read"):
-        store(tmp_path).check(str(copy))
+        store(tmp_path).describe(str(copy))
 
 
 @pytest.mark.parametrize("folder", ["gpt2"], indirect=True)
