@@ -71,9 +71,9 @@ def eliminating(name: str, weights: Weights, *, score: str = "euclidean", printe
 
 
 ALL = Arm(name="all", policy="all")
-PRINTED = eliminating("eliminate, printed", Weights(), score="printed", printed=True)
-PROJECTION = eliminating("eliminate, projection", Weights(), score="projection")
-EUCLIDEAN = eliminating("eliminate, euclidean", Weights())
+PRINTED = eliminating("eliminate, printed", Weights.equal(), score="printed", printed=True)
+PROJECTION = eliminating("eliminate, projection", Weights.equal(), score="projection")
+EUCLIDEAN = eliminating("eliminate, euclidean", Weights.equal())
 FITTED = eliminating("eliminate, fitted", FITTED_WEIGHTS)
 FITTED_WAITING = Arm(
     name="eliminate, fitted, waits for all",

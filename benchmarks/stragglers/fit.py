@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from statistics import median
@@ -159,7 +159,7 @@ def candidates() -> list[Weights]:
         for shares in itertools.product(range(STEPS + 1), repeat=len(CRITERIA))
         if sum(shares) == STEPS
     ]
-    return [Weights(), *found]
+    return [Weights.equal(), *found]
 
 
 def reduction(case: sweep.Case, weights: Sequence[Weights]) -> list[float]:
@@ -174,11 +174,17 @@ def _completion_s(case: sweep.Case, arm: arms.Arm) -> float:
     return summary.completion_s
 
 
-def fit_weights(cases: Sequence[sweep.Case], weights: Sequence[Weights], *, processes: int) -> list[float]:
-    """Return the median reduction of each of `weights` over `cases`."""
+def fit_weights(
+    cases: Sequence[sweep.Case], weights: Sequence[Weights], *, processes: int
+) -> dict[sweep.Case, list[float]]:
+    """Return what each of `weights` saves in each of `cases`."""
     with ProcessPoolExecutor(max_workers=processes) as pool:
-        found = list(pool.map(reduction, cases, [weights] * len(cases)))
-    return [median(values) for values in zip(*found, strict=True)]
+        return dict(zip(cases, pool.map(reduction, cases, [weights] * len(cases)), strict=True))
+
+
+def medians(found: Mapping[sweep.Case, Sequence[float]]) -> list[float]:
+    """Return the median reduction of each of the weights over the cases."""
+    return [median(values) for values in zip(*found.values(), strict=True)]
 
 
 def print_curve(processes: int) -> None:
@@ -202,6 +208,24 @@ def print_curve(processes: int) -> None:
         print(f"least_efficiency {least}: " + ", ".join(f"N={n} x{x:.4f}" for n, x in found.items()), verdict)
 
 
+def print_weights(processes: int) -> None:
+    """Rank the weights over all cases, and say what the best and equal ones save in each setup and size."""
+    tried = candidates()
+    found = fit_weights(list(sweep.cases(SETUPS, NODES, SEEDS)), tried, processes=processes)
+    overall = medians(found)
+    order = sorted(range(len(tried)), key=lambda index: -overall[index])
+    for index in order[:10]:
+        print(f"{overall[index]:.4f} {asdict(tried[index])}")
+    best, equal = order[0], tried.index(Weights.equal())
+    for nodes, setup in itertools.product(NODES, SETUPS):
+        alone = medians({c: row for c, row in found.items() if (c.nodes, c.setup) == (nodes, setup)})
+        own = max(range(len(tried)), key=lambda index: alone[index])
+        print(
+            f"N={nodes} setup {setup}: these {alone[best]:.4f}, equal {alone[equal]:.4f}, the best there "
+            f"{alone[own]:.4f} {asdict(tried[own])}"
+        )
+
+
 def main() -> int:
     """Fit what is asked for, both if nothing is."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stragglers.fit", description=__doc__)
@@ -213,11 +237,7 @@ def main() -> int:
     if options.curve or both:
         print_curve(options.processes)
     if options.weights or both:
-        cases = list(sweep.cases(SETUPS, NODES, SEEDS))
-        tried = candidates()
-        medians = fit_weights(cases, tried, processes=options.processes)
-        for value, one in sorted(zip(medians, tried, strict=True), key=lambda pair: -pair[0])[:10]:
-            print(f"{value:.4f} {asdict(one)}")
+        print_weights(options.processes)
     return 0
 
 

@@ -13,7 +13,8 @@ CURVE = Curve(
 )
 LEAST_EFFICIENCY = 0.7
 """Of elimination, where it ends: that of `plan`, below which no policy goes."""
-FITTED_WEIGHTS = Weights(compute=0.0, bandwidth=0.25, delay=0.0, loss=0.0, time=0.75)
+FITTED_WEIGHTS = Weights()
+"""The defaults of the score."""
 RECORD = {
     "command": "python -m benchmarks.stragglers.fit",
     "curve": "held-out loss of the built-in model after 1 to 10 rounds of 8 x 4 x 64 tokens, rate falling in "

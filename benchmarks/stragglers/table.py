@@ -23,7 +23,8 @@ def show(lines: Sequence[Row], rows: Sequence[Row], targets: Sequence[Target]) -
     validated = [row for row in rows if row["where"] == "validation"]
     if validated:
         console.print(_validation(validated))
-    console.print(_targets(targets))
+    if targets:
+        console.print(_targets(targets))
 
 
 def _figures(lines: Sequence[Row]) -> Table:

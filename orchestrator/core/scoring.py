@@ -32,13 +32,22 @@ _PRINTED_UTOPIA: Floats = _IS_BENEFIT.astype(np.float64)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """Weights of the criteria: non-negative, sum 1 (Pekel 2025, Eq. 2)."""
+    """Weights of the criteria: non-negative, sum 1 (Pekel 2025, Eq. 2).
 
-    compute: float = 0.2
-    bandwidth: float = 0.2
-    delay: float = 0.2
-    loss: float = 0.2
-    time: float = 0.2
+    The defaults are fitted: of all weights in quarters these save elimination the most time in simulation
+    (`python -m benchmarks.stragglers.fit`, docs/adr/0016). Compute, delay and loss have their effect in time.
+    """
+
+    compute: float = 0.0
+    bandwidth: float = 0.25
+    delay: float = 0.0
+    loss: float = 0.0
+    time: float = 0.75
+
+    @classmethod
+    def equal(cls) -> Weights:
+        """Return the same weight for every criterion."""
+        return cls(**dict.fromkeys(CRITERIA, 1 / len(CRITERIA)))
 
     def __post_init__(self) -> None:
         for name in CRITERIA:

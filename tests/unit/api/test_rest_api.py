@@ -122,7 +122,7 @@ def test_a_job_is_accepted_with_the_scenarios_defaults_and_a_location(world):
 @pytest.mark.parametrize(
     ("body", "field", "word"),
     [
-        ({"weights": {"compute": 1.0}}, "weights", "sum to 1.8"),
+        ({"weights": {"compute": 1.0}}, "weights", "sum to 2"),
         ({"policy": "best"}, "policy", "'oort' or 'plan'"),
         ({"epochs": 1}, "epochs", "greater than or equal to 2"),
         ({"training": {"optimiser": "lion"}}, "training.optimiser", "'adamw' or 'sgd'"),
@@ -200,12 +200,12 @@ def test_scores_rank_the_alive_nodes_and_note_what_is_unknown(world):
         0.0,
         [path("orch", "h1", 0.2), path("h1", "orch", 0.2), path("orch", "h2"), path("h2", "orch")],
     )
-    shown = world.http.get("/api/v1/scores").json
+    shown = world.http.get("/api/v1/scores?compute=0.5&bandwidth=0&time=0.5").json
     assert [(item["node"], item["rank"]) for item in shown["items"]] == [("h2", 1), ("h1", 2)]
     assert "worst" in shown["items"][0]["criteria"]["time"]["note"]
     wrong = world.http.get("/api/v1/scores?compute=0.9")
     assert wrong.status_code == 400
-    assert "sum to 1.7" in wrong.json["detail"]
+    assert "sum to 1.9" in wrong.json["detail"]
 
 
 def test_what_the_core_finds_infeasible_is_a_409_with_its_reason(world, monkeypatch):

@@ -27,7 +27,7 @@ def test_every_scenario_of_the_project_is_valid(path: Path) -> None:
             "at most one domain",
         ),
         ({"name": "x", "finetune": {"epochs": 12}}, "finetune.epochs is 12", "fewer epochs or more hosts"),
-        ({"name": "x", "finetune": {"weights": {"delay": 0.5}}}, "sum to 1.3, not 1", "divide each by 1.3"),
+        ({"name": "x", "finetune": {"weights": {"delay": 0.5}}}, "sum to 1.5, not 1", "divide each by 1.5"),
         (
             {"name": "x", "finetune": {"weights": {"delay": -0.2}}},
             "weight delay is -0.2",
