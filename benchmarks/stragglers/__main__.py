@@ -69,7 +69,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--trained", type=int, default=1, help="seeds of the part training (default 1)")
     parser.add_argument("--nodes", type=int, action="append", help="sizes, for training and emulation too")
     parser.add_argument("--setup", type=int, action="append", choices=SETUPS, help="setups to emulate")
-    parser.add_argument("--arm", action="append", choices=[arm.name for arm in arms.ARMS], help="to emulate")
+    arm_help = "to train and to emulate (default: one of each policy)"
+    parser.add_argument("--arm", action="append", choices=[arm.name for arm in arms.ARMS], help=arm_help)
+    parser.add_argument("--partition", action="append", choices=trained.PARTITIONS, help="to train on")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seed", type=int, default=1, help="the first seed")
     parser.add_argument("--prefix", default="bst", help="prefix of the testbed's names (default bst)")
@@ -102,7 +104,13 @@ def _run(part: str, options: argparse.Namespace, failed: list[str]) -> list[Row]
         found = list(
             sweep.cases((1,), options.nodes or ENDS, range(options.seed, options.seed + options.trained))
         )
-        return trained.train(found, arms.POLICIES, processes=options.processes, progress=progress.count)
+        return trained.train(
+            found,
+            _chosen(options),
+            options.partition or trained.PARTITIONS,
+            processes=options.processes,
+            progress=progress.count,
+        )
     if part == "sensitivity":
         found = [
             *sweep.cases(SETUPS, ENDS, seeds, congestion_control="cubic"),
@@ -125,8 +133,7 @@ def _on_testbeds(part: str, options: argparse.Namespace, progress: _Progress, fa
             continue
         for nodes in options.nodes or ENDS:
             asked = emulated.scenario(setup, nodes, seed=options.seed, **place)
-            chosen = [arm for arm in arms.POLICIES if not options.arm or arm.name in options.arm]
-            runs.append((asked.name, partial(emulated.run, asked, chosen, progress.say)))
+            runs.append((asked.name, partial(emulated.run, asked, _chosen(options), progress.say)))
     rows: list[Row] = []
     for name, run in runs:
         try:
@@ -135,6 +142,12 @@ def _on_testbeds(part: str, options: argparse.Namespace, progress: _Progress, fa
             failed.append(f"{name}: {error}")
             progress.say(f"failed: {error}")
     return rows
+
+
+def _chosen(options: argparse.Namespace) -> list[arms.Arm]:
+    if not options.arm:
+        return list(arms.POLICIES)
+    return [arm for arm in arms.ARMS if arm.name in options.arm]
 
 
 class _Progress:

@@ -78,6 +78,8 @@ def _line(name: str, found: dict[int, Row], everybody: dict[int, Row]) -> Row:
         "reduction_p10": float(np.percentile(reductions, 10)) if reductions else None,
         "loss_per_epoch": _median_per_epoch([row["loss"] for row in found.values()]),
         "final_loss_difference": median(losses) if losses else None,
+        "final_loss_difference_least": min(losses, default=None),
+        "final_loss_difference_most": max(losses, default=None),
         "curve_final_loss_difference": median(curves) if curves else None,
         "energy_median_j": median(joules) if joules else None,
     }

@@ -17,7 +17,7 @@ def show(lines: Sequence[Row], rows: Sequence[Row], targets: Sequence[Target]) -
     """Print a line per group and arm, the validation, and the targets."""
     console = Console()
     if not console.is_terminal:
-        console.width = 175
+        console.width = 190
     if lines:
         console.print(_figures(lines))
     validated = [row for row in rows if row["where"] == "validation"]
@@ -31,7 +31,9 @@ def _figures(lines: Sequence[Row]) -> Table:
     made = Table(title="Completion against all resources (medians over seeds; reductions paired by seed)")
     for column in ("where", "partition", "setup", "nodes", "arm"):
         made.add_column(column)
-    for column in ("seeds", "median s", "p10", "p90", "reduction", "final loss", "vs all", "by curve", "MJ"):
+    for column in ("seeds", "median s", "p10", "p90", "reduction", "final loss", "vs all"):
+        made.add_column(column, justify="right")
+    for column in ("least", "most", "by curve", "MJ"):
         made.add_column(column, justify="right")
     for line in lines:
         control = line["congestion_control"]
@@ -54,6 +56,8 @@ def _figures(lines: Sequence[Row]) -> Table:
             _percent(line["reduction_median"]),
             _number(line["loss_per_epoch"][-1], 3),
             _percent(line["final_loss_difference"]),
+            _percent(line["final_loss_difference_least"]),
+            _percent(line["final_loss_difference_most"]),
             _percent(line["curve_final_loss_difference"]),
             "-" if joules is None else f"{joules / 1e6:.2f}",
         )

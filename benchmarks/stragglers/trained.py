@@ -44,12 +44,13 @@ def work_of(job: SmallJob) -> Work:
 def train(
     cases: Sequence[sweep.Case],
     arms: Sequence[Arm],
+    partitions: Sequence[str],
     *,
     processes: int,
     progress: Callable[[int, int], None],
 ) -> list[dict[str, Any]]:
-    """Run every case with every arm on both kinds of partition."""
-    tasks = [(case, arm, partition) for case in cases for partition in PARTITIONS for arm in arms]
+    """Run every case with every arm on each kind of partition."""
+    tasks = [(case, arm, partition) for case in cases for partition in partitions for arm in arms]
     rows = []
     with ProcessPoolExecutor(max_workers=processes) as pool:
         for number, row in enumerate(pool.map(run, tasks), start=1):
