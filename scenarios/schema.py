@@ -20,6 +20,9 @@ from orchestrator.core.scoring import Weights
 from orchestrator.core.selection import DeadlineOptions, EliminationOptions, OortOptions, PlanOptions
 from orchestrator.core.triggers import Thresholds
 
+EMBEDDED = "embedded"
+"""The built-in small model, made on first use."""
+
 
 class ScenarioError(Exception):
     """A scenario that cannot be used; the text names field, value and way out."""
@@ -192,7 +195,7 @@ class Scenario(_Section):
     links: Links = Links()
     devices: Devices = Devices()
     network: Network = Network()
-    model: str = "embedded"
+    model: str = EMBEDDED
     """`embedded`, or a Hugging Face folder."""
     finetune: Finetune = Finetune()
     inference: Inference = Inference()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from scenarios.schema import Scenario
+from scenarios.schema import EMBEDDED, Scenario
 from topologies import rpc
 from topologies.component import Component, http_json
 from topologies.errors import TestbedError, TopologyError
@@ -39,6 +39,8 @@ class Workers:
         self._scenario, self._spec, self._journal = scenario, spec, journal
         self._socket = journal.directory / "zygote.sock"
         command = [sys.executable, "-m", "workers.zygote", "--socket", str(self._socket)]
+        if scenario.model != EMBEDDED:
+            command += ["--model", scenario.model]
         self.zygote = Component("zygote", command, journal)
         self.workers: dict[str, Worker] = {}
         self.dead: dict[str, int] = {}

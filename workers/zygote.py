@@ -8,7 +8,7 @@
     {"call": "stop"}  -> {"stopped": [pids]}, and the zygote ends
 
 Any other answer is {"error": "..."}. The process has one thread, because only that survives a fork. Its
-children end with it.
+children end with it. With `--model FOLDER` it has imported what training that model takes, too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from typing import Any
 
 from workers import namespaces
 from workers.config import WorkerConfig, configure_logging
-from workers.errors import ConfigError, WorkersError
+from workers.errors import ConfigError, ModelError, WorkersError
 
 logger = logging.getLogger(__name__)
 
@@ -292,10 +292,22 @@ def _opened(path: str, flags: int, what: str, stack: contextlib.ExitStack) -> in
     return fd
 
 
+def _import_for(model: Path) -> None:
+    """Import what training a model takes: transformers, for some families, which is seconds of CPU."""
+    from workers.models.architecture import architecture
+    from workers.models.loader import read_config
+
+    try:
+        architecture(read_config(model))
+    except ModelError as error:  # who asks for a job with it is told
+        logger.warning("nothing is imported for model %s: %s", model, error)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the zygote."""
     parser = argparse.ArgumentParser(prog="python -m workers.zygote", description=__doc__.splitlines()[0])
     parser.add_argument("--socket", required=True, type=Path, metavar="PATH")
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="what the workers are going to train")
     options = parser.parse_args(arguments)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"
@@ -304,6 +316,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     # What torch.optim imports on first use takes 1.5 s of CPU: once here instead of once in every worker.
     importlib.import_module("torch._dynamo")
+    if options.model is not None:
+        _import_for(options.model)
     try:
         zygote = Zygote(options.socket, work=agent.work)
     except ConfigError as error:

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 from worker_loopback import LoopbackOrchestrator, TestAuthority, listen, wait_until
 
+from workers.models.embedded import CONFIG
+
 # A zygote whose workers only write down where they are and wait for SIGTERM: no torch, so it starts at once.
 LIGHT = """
 import json, os, signal, sys
@@ -294,6 +296,37 @@ def test_real_workers_enrol_and_end(tmp_path: Path) -> None:
             process.kill()
             process.wait(10)
     assert "h1 ends" in (tmp_path / "h1.log").read_text()
+
+
+GPT2 = {"model_type": "gpt2", "vocab_size": 9, "n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 8}
+WHAT_IS_IMPORTED = """
+import os, sys
+from pathlib import Path
+from workers.zygote import _import_for
+
+_import_for(Path(sys.argv[1]))
+print("transformers" in sys.modules, len(os.listdir("/proc/self/task")))
+"""
+
+
+@pytest.mark.parametrize(
+    ("config", "imported"),
+    [
+        (GPT2, True),
+        (CONFIG, False),
+        ({"model_type": "unheard-of"}, False),
+    ],
+    ids=["of the library", "our own", "unknown"],
+)
+def test_what_training_the_model_takes_is_imported_before_workers_are_forked_and_starts_no_thread(
+    tmp_path: Path, config: dict[str, Any], imported: bool
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = subprocess.run(
+        [sys.executable, "-c", WHAT_IS_IMPORTED, str(tmp_path)],
+        capture_output=True, text=True, timeout=60, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.stdout.split() == [str(imported), "1"], done.stderr
 
 
 @pytest.mark.functional
