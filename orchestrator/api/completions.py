@@ -23,15 +23,14 @@ def blueprint(services: Services, metrics: ServingMetrics) -> APIBlueprint:
     """Serve /v1."""
     routes = APIBlueprint("completions", __name__, url_prefix="/v1", abp_tags=[_TAG])
 
-    @routes.get("/models", summary="List the deployments that serve")
+    @routes.get("/models", summary="List what serves: deployments by id, and the names that they share")
     def models() -> Json:
-        live = sorted(services.deployments.live())
-        return {"object": "list", "data": [_model(services, deployment) for deployment in live]}
+        serving = services.deployments.models()
+        return {"object": "list", "data": [_model(services, name, serving[name]) for name in sorted(serving)]}
 
     @routes.get("/models/<id>", summary="Show one of them")
     def model(path: ById) -> Json:
-        _check_model(services, path.id)
-        return _model(services, path.id)
+        return _model(services, path.id, _check_model(services, path.id))
 
     @routes.post("/completions", summary="Continue a text")
     def complete(body: CompletionRequest) -> Response | Json:
@@ -48,16 +47,24 @@ def blueprint(services: Services, metrics: ServingMetrics) -> APIBlueprint:
     return routes
 
 
-def _model(services: Services, deployment: str) -> Json:
-    record = services.store.get(deployment)
-    return {"id": record.id, "object": "model", "created": int(record.created_at), "owned_by": "utopia"}
+def _model(services: Services, name: str, deployments: Sequence[str]) -> Json:
+    created = min(services.store.get(deployment).created_at for deployment in deployments)
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(created),
+        "owned_by": "utopia",
+        "utopia": {"deployments": list(deployments)},
+    }
 
 
-def _check_model(services: Services, model: str) -> None:
-    live = services.deployments.live()
-    if model not in live:
-        names = ", ".join(live) or "none; POST /api/v1/deployments makes one"
+def _check_model(services: Services, model: str) -> Sequence[str]:
+    """Return the deployments of that name; raises NotFound where there is none."""
+    serving = services.deployments.models()
+    if model not in serving:
+        names = ", ".join(serving) or "none; POST /api/v1/deployments makes one"
         raise NotFound(f"there is no deployment {model!r}; serving: {names}")
+    return serving[model]
 
 
 def _answer(

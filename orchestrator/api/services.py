@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,9 +52,13 @@ class Deployments(Protocol):
 
     def migrate(self, deployment: str) -> None: ...
 
-    def complete(self, deployment: str, asked: Sequence[Asked]) -> Completion: ...
+    def models(self) -> Mapping[str, Sequence[str]]:
+        """Give the names that requests may use, each with its deployments."""
+        ...
 
-    def chat_prompt(self, deployment: str, messages: Sequence[Json]) -> str: ...
+    def complete(self, model: str, asked: Sequence[Asked]) -> Completion: ...
+
+    def chat_prompt(self, model: str, messages: Sequence[Json]) -> str: ...
 
     def tokens_generated(self) -> int: ...
 

@@ -225,12 +225,14 @@ def _job_table(job: dict[str, Any]) -> RenderableType:
 @click.command()
 @click.option("--model", default="embedded", show_default=True, help="`embedded`, a folder, or job:<id>.")
 @click.option("--min-nodes", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--name", help="What requests may call it; deployments of one name are replicas.")
 @url_option
 @json_option
-def deploy(model: str, min_nodes: int, url: str, as_json: bool) -> None:
+def deploy(model: str, min_nodes: int, name: str | None, url: str, as_json: bool) -> None:
     """Place a model over the nodes and start serving it."""
     client = Client(url)
-    made = client.post("/api/v1/deployments", {"model": _absolute(model), "min_nodes": min_nodes})
+    asked = {"model": _absolute(model), "min_nodes": min_nodes, "name": name}
+    made = client.post("/api/v1/deployments", asked)
     say(f"{made['id']} is being placed")
     path = f"/api/v1/deployments/{made['id']}"
     with _goes_on(made["id"], url):

@@ -12,6 +12,7 @@ from orchestrator import nodes as node_states
 from orchestrator.core.cost import Workload
 from orchestrator.core.jsonable import to_json
 from orchestrator.core.model import NodeState
+from orchestrator.core.replicas import Replica, by_finish
 from orchestrator.errors import Conflict, InvalidRequest, Unavailable, WorkerError, WorkerRefused
 from orchestrator.inference import messages as m
 from orchestrator.inference.asking import Asked
@@ -153,14 +154,45 @@ class SplitDeployments:
         """Have the placement reconsidered now."""
         self._run(deployment).put(m.MigrationRequested)
 
-    def complete(self, deployment: str, asked: Sequence[Asked]) -> Completion:
-        """Start the answers to one request at the deployment's head: all of them or none.
+    def models(self) -> dict[str, list[str]]:
+        """Give the names that requests may use, each with its deployments: their ids, and shared names."""
+        with self._lock:
+            runs = sorted(self._runs.items())
+        found = {deployment: [deployment] for deployment, _ in runs}
+        for deployment, run in runs:
+            if run.name is not None and run.name not in self._runs:
+                found.setdefault(run.name, []).append(deployment)
+        return found
+
+    def complete(self, model: str, asked: Sequence[Asked]) -> Completion:
+        """Start the answers to one request at the replica that would finish it first: all of them or none.
 
         Raises:
-            NotFound: no such deployment lives.
-            Unavailable: it has no route at the moment.
+            NotFound: no deployment of that name or id lives.
+            Unavailable: none has a route at the moment.
             InvalidRequest: prompt and answer do not fit its context, or a setting makes no sense.
         """
+        reasons = []
+        for deployment in self._by_finish(model, answers=len(asked)):
+            try:
+                return self._complete(deployment, asked)
+            except Unavailable as error:
+                log.info("%s: %s", model, error)
+                reasons.append(str(error))
+        raise Unavailable("; ".join(reasons))
+
+    def _by_finish(self, model: str, *, answers: int) -> list[str]:
+        replicas = [
+            Replica(
+                deployment=deployment,
+                running=self._generations.running(deployment),
+                token_s=self._generations.token_s(deployment),
+            )
+            for deployment in self.models().get(model, [model])
+        ]
+        return by_finish(replicas, answers=answers)
+
+    def _complete(self, deployment: str, asked: Sequence[Asked]) -> Completion:
         run = self._run(deployment)
         head = run.head()
         if head is None or run.state not in _SERVING:
@@ -195,17 +227,18 @@ class SplitDeployments:
         generation.prompt_tokens = prompt_tokens if isinstance(prompt_tokens, int) else 0
         return generation
 
-    def chat_prompt(self, deployment: str, messages: Sequence[Json]) -> str:
-        """Write a conversation as the deployment's model was taught to read it.
+    def chat_prompt(self, model: str, messages: Sequence[Json]) -> str:
+        """Write a conversation as the model was taught to read it.
 
         Raises:
             InvalidRequest: the model's template refuses these messages.
             Unavailable: the model has not been read yet.
         """
-        run = self._run(deployment)
-        if run.model is None:
-            raise Unavailable(f"deployment {deployment} is {run.state}: its model is still being read")
-        return self._models.chat_prompt(run.model, messages)
+        runs = [self._run(deployment) for deployment in self.models().get(model, [model])]
+        read = next((run.model for run in runs if run.model is not None), None)
+        if read is None:
+            raise Unavailable(f"deployment {model} is {runs[0].state}: its model is still being read")
+        return self._models.chat_prompt(read, messages)
 
     def tokens_generated(self) -> int:
         """Count the tokens generated since the start of the process."""
@@ -227,6 +260,7 @@ class SplitDeployments:
         finally:
             with self._lock:
                 self._runs.pop(run.deployment, None)
+            self._generations.forget(run.deployment)
 
     def _run(self, deployment: str) -> DeploymentRun:
         with self._lock:

@@ -12,6 +12,8 @@ from orchestrator.ports import Json
 
 log = logging.getLogger(__name__)
 
+PACE_SMOOTHING = 0.05
+
 
 _TOLD = ("logprob", "token_text", "top_logprobs")
 
@@ -110,6 +112,7 @@ class Generations:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._running: dict[tuple[str, str], Generation] = {}
+        self._token_s: dict[str, float] = {}
         self._tokens = 0
 
     def add(self, generation: Generation) -> None:
@@ -128,6 +131,8 @@ class Generations:
             return False
         with self._lock:
             self._tokens += 1
+            if fields["index"] > 0 and fields["replayed"] == 0:
+                self._note_pace(generation.deployment, max(0.0, float(fields["elapsed_s"])))
         generation.token(fields)
         return True
 
@@ -149,6 +154,25 @@ class Generations:
             self.remove(generation)
             generation.done("error", reason)
 
+    def token_s(self, deployment: str) -> float | None:
+        """Give how many seconds a deployment took for a token lately, all its answers together."""
+        with self._lock:
+            return self._token_s.get(deployment)
+
+    def forget(self, deployment: str) -> None:
+        """Forget how fast a deployment was that has ended."""
+        with self._lock:
+            self._token_s.pop(deployment, None)
+
+    def _note_pace(self, deployment: str, elapsed_s: float) -> None:
+        """Take the time between two tokens of one answer in; the lock is held."""
+        token_s = elapsed_s / max(1, self._count(deployment))
+        before_s = self._token_s.get(deployment, token_s)
+        self._token_s[deployment] = before_s + (token_s - before_s) * PACE_SMOOTHING
+
+    def _count(self, deployment: str) -> int:
+        return sum(key[0] == deployment for key in self._running)
+
     def remove(self, generation: Generation) -> None:
         """Forget a completion."""
         with self._lock:
@@ -162,7 +186,7 @@ class Generations:
     def running(self, deployment: str) -> int:
         """Count the running completions of a deployment."""
         with self._lock:
-            return sum(key[0] == deployment for key in self._running)
+            return self._count(deployment)
 
     def _find(self, node: str, fields: Json) -> Generation | None:
         deployment, request = fields.get("deployment"), fields.get("request")

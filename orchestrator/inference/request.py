@@ -21,6 +21,11 @@ class DeploymentRequest(BaseModel):
         max_length=4096,
         description="`embedded`, a Hugging Face folder, or `job:<id>` for what a job has tuned",
     )
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = Field(
+        default=None,
+        description="what /v1 calls it beside its id; deployments of one name are replicas, and a request "
+        "goes to the one that would finish it first",
+    )
     min_nodes: Annotated[int, Field(ge=1, le=1000)] = Field(
         default=1, description="over how many nodes at least"
     )

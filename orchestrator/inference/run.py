@@ -111,6 +111,11 @@ class DeploymentRun:
             self._ended.set()
 
     @property
+    def name(self) -> str | None:
+        """Give what requests may call it beside its id."""
+        return self._request.name
+
+    @property
     def state(self) -> str:
         """Give the state that was announced last."""
         with self._lock:

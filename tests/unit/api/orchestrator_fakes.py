@@ -301,7 +301,10 @@ class FakeDeployments:
     def migrate(self, deployment):
         self.migrated.append(deployment)
 
-    def complete(self, deployment, asked):
+    def models(self):
+        return {name: [name] for name in self.names}
+
+    def complete(self, model, asked):
         self.asked = list(asked)
         return self.generation
 

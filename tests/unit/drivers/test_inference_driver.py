@@ -244,6 +244,32 @@ def test_a_probability_that_makes_no_sense_is_dropped(world, more):
     assert world.deployments.tokens_generated() == 0
 
 
+def test_replicas_share_a_name_and_a_request_goes_to_the_idle_one(world):
+    first, _ = world.deploy(name="tiny", min_nodes=1)
+    second, _ = world.deploy(name="tiny", min_nodes=1)
+    assert world.deployments.models()["tiny"] == sorted([first, second])
+    asked = [world.complete("tiny") for _ in range(4)]
+    heads = [fields["deployment"] for _, kind, fields in world.pool.asked if kind == "generate"]
+    assert sorted(heads) == sorted([first, second] * 2)
+    assert len({completion.request for completion in asked}) == 4
+
+
+def test_a_replica_that_refuses_is_passed_over(world):
+    first, _ = world.deploy(name="tiny", min_nodes=1)
+    world.deploy(name="tiny", min_nodes=1)
+    answer = world.pool.answers["generate"]
+
+    def one_is_busy(node, fields, tensors):
+        if fields["deployment"] == first:
+            raise WorkerRefused("node h1 refused generate: busy", code="busy")
+        return answer(node, fields, tensors)
+
+    world.pool.answers["generate"] = one_is_busy
+    assert world.complete("tiny").prompt_tokens == (3,)
+    with pytest.raises(Unavailable, match="busy"):
+        world.complete(first)
+
+
 def test_a_lost_stage_is_replaced_under_a_new_route_epoch(world):
     deployment, first = world.deploy()
     victim = next(s["node"] for s in first["placement"]["stages"] if s["node"] != "h1")
