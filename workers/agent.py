@@ -53,7 +53,7 @@ from workers.wire import Frame
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-PEER_KINDS = frozenset({"activation", "release"})
+PEER_KINDS = frozenset({"activation", "activations", "release"})
 SHARD_KINDS = frozenset({"probe.layer", "generate", "cancel"})
 CONNECT_TIMEOUT_S = 10.0
 ATTACH_TIMEOUT_S = 20.0

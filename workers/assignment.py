@@ -26,7 +26,7 @@ class Neighbour:
 class Assignment:
     """One node's part of a placement: layers [first_layer, end_layer), and the head's work if `head`.
 
-    `previous` and `next` are None on the only node of a ring.
+    `previous` and `next` are None on the only node of a ring, which has `ring_nodes`.
     """
 
     deployment: str
@@ -41,6 +41,7 @@ class Assignment:
     next: Neighbour | None
     context_tokens: int
     request_timeout_s: float
+    ring_nodes: int
     reuse: bool
     digest: str | None
 
@@ -94,6 +95,12 @@ class Assignment:
             next=None if whole else _neighbour(message, node),
             context_tokens=fields.integer(message, "context_tokens", least=1, most=config.context_tokens),
             request_timeout_s=fields.number(message, "request_timeout_s", most=3600.0),
+            ring_nodes=fields.integer(
+                {"ring_nodes": message.get("ring_nodes", 1 if whole else 2)},
+                "ring_nodes",
+                least=1,
+                most=config.layers + 1,
+            ),
             reuse=bool(message.get("reuse", False)),
             digest=fields.text(message, "digest") if message.get("digest") is not None else None,
         )

@@ -1,14 +1,16 @@
-"""One thread that does a node's inference work, one task after another.
+"""A node's inference work, one task after another, in whichever thread has the turn.
 
-What the tasks touch (caches, running generations) belongs to this thread alone, so none of it needs a
-lock; sockets and heartbeats live in other threads and never wait for it.
+What the tasks touch (caches, running generations) belongs to the thread whose turn it is, so none of it needs
+a lock. That is a thread of its own, or, for a short task that finds nothing else to do, the one that brings
+it: a row that goes through a ring is then received, computed and sent on without changing threads
+(docs/adr/0019). Heartbeats and commands never wait for it.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
@@ -18,35 +20,62 @@ from workers.errors import RequestRefused
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+Task = Callable[[], None]
 MAX_TASKS = 4096
 STOP_PATIENCE_S = 5.0
+LOOK_S = 0.1
+"""How late `on_idle` may be called for what another thread's turn has changed."""
 
 
 class ComputeThread:
-    """Runs tasks in the order they came.
+    """Runs tasks in the order they came, one at a time.
 
     `on_idle` is called whenever nothing is left to do; it returns the seconds until it wants to be called
     again, or None.
     """
 
     def __init__(self, name: str, *, on_idle: Callable[[], float | None]) -> None:
-        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._tasks: deque[Task] = deque()
         self._on_idle = on_idle
-        self._closing = threading.Event()
+        self._changed = threading.Condition()
+        self._turn: int | None = None
+        self._own: deque[Task] = deque()
+        self._closing = False
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, task: Callable[[], None]) -> None:
+    def submit(self, task: Task) -> None:
         """Queue a task; raises RequestRefused when too many wait or the thread is ending."""
-        if self._closing.is_set():
-            raise RequestRefused("ending", "this worker is ending")
-        if self._tasks.qsize() >= MAX_TASKS:
-            raise RequestRefused("busy", f"{MAX_TASKS} tasks wait on this node")
-        self._tasks.put(task)
+        with self._changed:
+            self._check_open()
+            self._queue(task)
 
-    def follow_up(self, task: Callable[[], None]) -> None:
+    def offer(self, task: Task) -> None:
+        """Run a short task, and what follows it, in this thread if nothing else is to be done; else queue it.
+
+        Raises RequestRefused as `submit` does; what the task raises is logged.
+        """
+        with self._changed:
+            self._check_open()
+            if self._turn is not None or self._tasks:
+                self._queue(task)
+                return
+            self._turn = threading.get_ident()
+        _run(task)
+        while self._own:
+            _run(self._own.popleft())
+        with self._changed:
+            self._turn = None
+            if self._tasks or self._closing:
+                self._changed.notify()
+
+    def follow_up(self, task: Task) -> None:
         """Queue what a task has to be followed by; never refused, because a task causes one at most."""
-        self._tasks.put(task)
+        if self._turn == threading.get_ident() and self._turn != self._thread.ident:
+            self._own.append(task)
+            return
+        with self._changed:
+            self._queue(task)
 
     def call(self, task: Callable[[], Result], timeout_s: float) -> Result:
         """Run a task in its turn and return its result, or raise what it raised."""
@@ -60,29 +89,59 @@ class ComputeThread:
 
     def close(self) -> None:
         """End the thread after the task that runs; what waits is dropped."""
-        self._closing.set()
-        self._tasks.put(None)
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
         if threading.current_thread() is not self._thread:
             self._thread.join(STOP_PATIENCE_S)
 
-    def _work(self) -> None:
-        while not self._closing.is_set():
-            try:
-                task = self._next()
-                if task is not None:
-                    task()
-            except Exception:  # the outermost loop: one broken task must not end the others
-                logger.exception("a task failed")
+    def _check_open(self) -> None:
+        if self._closing:
+            raise RequestRefused("ending", "this worker is ending")
+        if len(self._tasks) >= MAX_TASKS:
+            raise RequestRefused("busy", f"{MAX_TASKS} tasks wait on this node")
 
-    def _next(self) -> Callable[[], None] | None:
+    def _queue(self, task: Task) -> None:
+        self._tasks.append(task)
+        if self._turn is None:
+            self._changed.notify()
+
+    def _work(self) -> None:
+        wait_s: float | None = 0.0
+        while True:
+            with self._changed:
+                due = self._changed.wait_for(
+                    self._can_work, LOOK_S if wait_s is None else min(wait_s, LOOK_S)
+                )
+                if self._closing and self._turn is None:
+                    return
+                if self._turn is not None:
+                    continue
+                self._turn = self._thread.ident
+                task = self._tasks.popleft() if due else None
+            if task is not None:
+                _run(task)
+            if not self._tasks:
+                wait_s = self._idle()
+            with self._changed:
+                self._turn = None
+
+    def _can_work(self) -> bool:
+        return self._turn is None and (bool(self._tasks) or self._closing)
+
+    def _idle(self) -> float | None:
         try:
-            return self._tasks.get_nowait()
-        except queue.Empty:
-            wait_s = self._on_idle()
-        try:
-            return self._tasks.get(timeout=wait_s)
-        except queue.Empty:
+            return self._on_idle()
+        except Exception:
+            logger.exception("looking for what is overdue failed")
             return None
+
+
+def _run(task: Task) -> None:
+    try:
+        task()
+    except Exception:  # the outermost loop: one broken task must not end the others
+        logger.exception("a task failed")
 
 
 def _fulfil(future: Future[Result], task: Callable[[], Result]) -> None:

@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from workers import memory
 from workers.errors import EndOfStream, WireError
 from workers.pace import Pace, pace_of, round_trip_s
 from workers.wire import (
@@ -38,6 +39,8 @@ from workers.wire import (
 )
 
 WRITE_BLOCK_BYTES = 1 << 18
+READ_AHEAD_BYTES = 1 << 14
+"""What is left to read of a frame and is less than this is read with whatever has come after it."""
 RECORDS_AT_ONCE = 16
 """A TLS object takes and gives one record at a time, 16 KB at most; so many go before others may enter it."""
 KEPT_BODY_BYTES = 1 << 20
@@ -74,6 +77,10 @@ class FrameSocket:
         self._closing = False
         self._broken = False
         self._bodies = _Bodies()
+        self._ahead = memoryview(bytearray(READ_AHEAD_BYTES))
+        self._ahead_start = self._ahead_end = 0
+        # Two threads must not wait on one poller: one is the receiving thread's, the other the senders'.
+        self._readable, self._writable = self._poller(select.POLLIN), self._poller(select.POLLOUT)
         # SSLSocket.recv_into does the same with two more calls on the way, for each record of 16 KB.
         self._receive_into: Callable[[memoryview, int], int] = sock.recv_into
         if isinstance(sock, ssl.SSLSocket):
@@ -103,16 +110,28 @@ class FrameSocket:
         if not self._write_lock.acquire(timeout=-1 if timeout_s is None else max(timeout_s, 0.0)):
             raise TimeoutError(f"frame {frame.kind!r}: other frames kept the connection for {timeout_s:g} s")
         try:
-            if self._broken:
-                raise EndOfStream("the connection broke in the middle of an earlier frame")
-            for block in _blocks(buffers):
-                self._write(block, deadline_s)
-        except BaseException:
-            self._broken = True
-            self.shutdown()
-            raise
+            self._write_all(buffers, deadline_s)
         finally:
             self._write_lock.release()
+
+    def send_at_once(self, frame: Frame) -> bool:
+        """Send a small frame if that takes no waiting; tells whether it was sent.
+
+        A socket that is writable has a third of its buffer free (tcp(7)), more than such a frame takes.
+
+        Raises:
+            EndOfStream, WireError: as `send`.
+        """
+        buffers = encode(frame)
+        if sum(map(len, buffers)) > READ_AHEAD_BYTES or not self._write_lock.acquire(blocking=False):
+            return False
+        try:
+            if not self._writable.poll(0):
+                return False
+            self._write_all(buffers, None)
+        finally:
+            self._write_lock.release()
+        return True
 
     def receive(self, sink_of: Callable[[Header], BodySink | None] | None = None) -> Frame:
         """Wait for the next frame, however long it takes to begin.
@@ -205,24 +224,23 @@ class FrameSocket:
 
     def _read(self, view: memoryview, *, first: bool = False, pace: Pace | None = None) -> None:
         """Fill `view`; `first`: it is the start of a frame, so waiting and an ending are no faults."""
-        filled, size = 0, len(view)
+        size = len(view)
+        filled = self._take_ahead(view, pace)
         while filled < size:
             count = 1
+            ahead = size - filled < READ_AHEAD_BYTES
             try:
                 with self._socket_lock:
-                    for _ in range(RECORDS_AT_ONCE):
-                        count = self._receive_into(view[filled:], min(size - filled, BLOCK_BYTES))
-                        filled += count
+                    if ahead:
+                        count = self._receive_into(self._ahead, READ_AHEAD_BYTES)
                         self.bytes_received += count
-                        if pace is not None:
-                            pace.add(count, time.monotonic())
-                        if count == 0 or filled == size:
-                            break
+                    else:
+                        filled, count = self._read_records(view, filled, pace)
             except (ssl.SSLWantReadError, BlockingIOError):
-                self._wait(select.POLLIN, None if first and filled == 0 else self._stall_timeout_s)
+                self._wait(self._readable, None if first and filled == 0 else self._stall_timeout_s)
                 continue
             except ssl.SSLWantWriteError:
-                self._wait(select.POLLOUT, self._stall_timeout_s)
+                self._wait(self._poller(select.POLLOUT), self._stall_timeout_s)
                 continue
             except (OSError, ValueError) as error:
                 raise EndOfStream(self._ending(error)) from error
@@ -230,6 +248,48 @@ class FrameSocket:
                 if (first and filled == 0) or self._closing:
                     raise EndOfStream(self._ending(None))
                 raise WireError("the connection ended in the middle of a frame")
+            if ahead:
+                self._ahead_start, self._ahead_end = 0, count
+                filled += self._take_ahead(view[filled:], pace)
+
+    def _read_records(self, view: memoryview, filled: int, pace: Pace | None) -> tuple[int, int]:
+        """Read into `view` from `filled` on; tells how far it is filled, and what came last (0: the end)."""
+        start, count, size = filled, 1, len(view)
+        try:
+            for _ in range(RECORDS_AT_ONCE):
+                count = self._receive_into(view[filled:], min(size - filled, BLOCK_BYTES))
+                filled += count
+                self.bytes_received += count
+                if pace is not None:
+                    pace.add(count, time.monotonic())
+                if count == 0 or size - filled < READ_AHEAD_BYTES:
+                    break
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
+            if filled == start:
+                raise
+        return filled, count
+
+    def _take_ahead(self, view: memoryview, pace: Pace | None) -> int:
+        """Take what was read ahead into `view`; returns how much that was."""
+        count = min(len(view), self._ahead_end - self._ahead_start)
+        if count:
+            view[:count] = self._ahead[self._ahead_start : self._ahead_start + count]
+            self._ahead_start += count
+            if pace is not None:
+                pace.add(count, time.monotonic())
+        return count
+
+    def _write_all(self, buffers: list[memoryview], deadline_s: float | None) -> None:
+        """Write a frame; whatever cuts it off ends the connection."""
+        try:
+            if self._broken:
+                raise EndOfStream("the connection broke in the middle of an earlier frame")
+            for block in _blocks(buffers):
+                self._write(block, deadline_s)
+        except BaseException:
+            self._broken = True
+            self.shutdown()
+            raise
 
     def _write(self, view: memoryview, deadline_s: float | None) -> None:
         while len(view):
@@ -242,10 +302,10 @@ class FrameSocket:
                         if not len(view):
                             break
             except (ssl.SSLWantWriteError, BlockingIOError):
-                self._wait(select.POLLOUT, self._patience_s(deadline_s))
+                self._wait(self._writable, self._patience_s(deadline_s))
                 continue
             except ssl.SSLWantReadError:
-                self._wait(select.POLLIN, self._patience_s(deadline_s))
+                self._wait(self._poller(select.POLLIN), self._patience_s(deadline_s))
                 continue
             except (OSError, ValueError) as error:
                 raise EndOfStream(self._ending(error)) from error
@@ -255,12 +315,15 @@ class FrameSocket:
             return self._stall_timeout_s
         return min(self._stall_timeout_s, max(deadline_s - time.monotonic(), 0.0))
 
-    def _wait(self, event: int, timeout_s: float | None) -> None:
+    def _poller(self, event: int) -> select.poll:
         poller = select.poll()
         try:
             poller.register(self._sock, event)
         except ValueError as error:  # the file descriptor is gone
             raise EndOfStream(self._ending(error)) from error
+        return poller
+
+    def _wait(self, poller: select.poll, timeout_s: float | None) -> None:
         if not poller.poll(None if timeout_s is None else math.ceil(timeout_s * 1000)):
             raise WireError(f"the peer stood still in the middle of a frame for {timeout_s:.1f} s")
 
@@ -287,18 +350,23 @@ class _Bodies:
             self._kept.clear()
         for index in range(len(self._kept)):
             if sys.getrefcount(self._kept[index]) == _UNREFERENCED:
-                return self._kept[index]
-        body = _allocate((size_bytes,), np.dtype(np.uint8), what="body")
+                return memory.aligned(self._kept[index], size_bytes)
+        body = _made(lambda: memory.block(size_bytes), size_bytes, what="body")
         if repeated and len(self._kept) < BODIES_KEPT:
             self._kept.append(body)
-        return body
+        return memory.aligned(body, size_bytes)
 
 
 def _allocate(shape: tuple[int, ...], dtype: np.dtype[Any], *, what: str) -> Tensor:
+    size_bytes = math.prod(shape) * dtype.itemsize
+    make = np.empty if size_bytes < READ_AHEAD_BYTES else memory.empty
+    return _made(lambda: make(shape, dtype), size_bytes, what=what)
+
+
+def _made(make: Callable[[], Tensor], size_bytes: int, *, what: str) -> Tensor:
     try:
-        return np.empty(shape, dtype=dtype)
+        return make()
     except MemoryError as error:
-        size_bytes = math.prod(shape) * dtype.itemsize
         raise WireError(f"{what}: no memory for its {size_bytes} bytes") from error
 
 

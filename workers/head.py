@@ -1,24 +1,25 @@
 """The head of a deployment: runs generations round the ring, token by token, across route epochs.
 
-Everything here is used by the compute thread only. A generation has at most one pass round the ring under
-way. When another epoch is committed, every generation is replayed through the new ring from its tokens;
-what still comes out of the old one is not waited for and not used.
+Everything here is used by whoever has the compute thread's turn. A generation has at most one pass round the
+ring under way; those that are ready go together, in as many groups as the ring has stages, so that each stage
+has one to work on. When another epoch is committed, every generation is replayed through the new ring from
+its tokens; what still comes out of the old one is not waited for and not used.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
+from workers import ring_frames
 from workers.kv_cache import CacheError
 from workers.models.tokenizer import TextStream
 from workers.sampling import GREEDY, Choice, Sampling
-from workers.stage import Stage
+from workers.stage import Asked, Place, Rows, Stage
 from workers.stopping import StopTexts
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,11 @@ class Generation:
     ended: bool = False
 
     @property
+    def missing(self) -> int:
+        """Tokens whose rows have not gone into the ring."""
+        return len(self.tokens) - self.cached
+
+    @property
     def made(self) -> int:
         """Tokens generated so far."""
         return len(self.tokens) - self.prompt_tokens
@@ -78,6 +84,8 @@ class Head:
         self._clock = clock
         self._current: Stage | None = None
         self._generations: dict[str, Generation] = {}
+        self._ready: deque[Generation] = deque()
+        self._dispatching = False
 
     def start(self, generation: Generation) -> str | None:
         """Begin to answer a request; returns why not, if so."""
@@ -109,19 +117,28 @@ class Head:
                 self._end(generation, "error", "the deployment was retired on its head")
             self._current = None
 
-    def came_round(self, stage: Stage, request: str, position: int, sequence: int, rows: Tensor) -> None:
-        """Take rows [T, H] from the ring's last node; what belongs to no pass under way is dropped."""
-        generation = self._generations.get(request)
-        if generation is None or not generation.in_flight or generation.stage is not stage:
+    def came_round(self, stage: Stage, places: Sequence[Place], rows: Rows) -> None:
+        """Take rows [M, H] from the ring's last node, each of another request."""
+        waited = {n: found for n, place in enumerate(places) if (found := self._waiting_for(stage, place))}
+        if len(waited) < len(places):
+            rows = rows[list(waited)]
+        generations = list(waited.values())
+        if generations and stage.assignment.ends_ring:
+            generations, rows = self._step(stage, generations, [places[n] for n in waited], rows)
+        self._take(generations, stage, rows)
+
+    def prompt_came_round(self, stage: Stage, place: Place, rows: Rows) -> None:
+        """Take rows [T, H] of one request from the ring's last node."""
+        generation = self._waiting_for(stage, place)
+        if generation is None:
             return
-        if sequence != generation.sequence:
-            return
-        try:
-            rows = stage.run(request, position, rows) if stage.assignment.ends_ring else rows
-        except CacheError as error:
-            self._end(generation, "error", f"{error.code} on the head: {error}")
-            return
-        self._take(generation, stage, rows)
+        if stage.assignment.ends_ring:
+            try:
+                rows = stage.prefill(place.request, place.position, rows)
+            except CacheError as error:
+                self._give_up(generation, error)
+                return
+        self._take([generation], stage, rows[-1:])
 
     def failed(self, stage: Stage, request: str, detail: str) -> None:
         """Learn that a node of the ring cannot serve a request."""
@@ -146,52 +163,121 @@ class Head:
         logger.warning("%s, request %s: %s", self._deployment, generation.request, detail)
         self._tell("stalled", generation, epoch=generation.stage.epoch, detail=detail)
 
-    def _schedule(self, generation: Generation) -> None:
-        if not generation.scheduled:
-            generation.scheduled = True
-            self._follow_up(lambda: self._advance(generation))
+    def _waiting_for(self, stage: Stage, place: Place) -> Generation | None:
+        """Return whose pass has come round; None if it belongs to no pass under way."""
+        generation = self._generations.get(place.request)
+        if generation is None or not generation.in_flight or generation.stage is not stage:
+            return None
+        return generation if place.sequence == generation.sequence else None
 
-    def _advance(self, generation: Generation) -> None:
-        """Send the rows that the ring does not have yet on their way."""
-        generation.scheduled = False
-        stage = self._current
-        if generation.ended or generation.in_flight or stage is None:
+    def _schedule(self, generation: Generation) -> None:
+        if generation.scheduled:
             return
+        generation.scheduled = True
+        self._ready.append(generation)
+        if not self._dispatching:
+            self._dispatching = True
+            self._follow_up(self._dispatch)
+
+    def _dispatch(self) -> None:
+        """Send what the ring does not have yet on its way: one prompt, or one group of single rows."""
+        self._dispatching = False
+        stage = self._current
+        group: list[Generation] = []
+        while self._ready and len(group) < self._group_size(stage):
+            generation = self._ready[0]
+            wanted = stage is not None and not generation.ended and not generation.in_flight
+            prompt = wanted and (generation.stage is not stage or generation.missing > 1)
+            if prompt and group:
+                break
+            self._ready.popleft()
+            generation.scheduled = False
+            if stage is not None and prompt:
+                self._send_prompt(generation, stage)
+                break
+            if wanted:
+                group.append(generation)
+        if stage is not None and group:
+            self._send_together(group, stage)
+        if self._ready and not self._dispatching:
+            self._dispatching = True
+            self._follow_up(self._dispatch)
+
+    def _group_size(self, stage: Stage | None) -> int:
+        """Return how many sequences go together, so that every stage of the ring has a group."""
+        stages = 1 if stage is None else stage.assignment.ring_nodes
+        return min(ring_frames.MOST_TOGETHER, max(1, math.ceil(len(self._generations) / stages)))
+
+    def _send_prompt(self, generation: Generation, stage: Stage) -> None:
+        """Send all rows of a sequence that the ring does not have: all there are, if it is new to it."""
         if generation.stage is not stage:
             self._leave_ring(generation)
             generation.replayed = len(generation.tokens) if generation.stage else 0
             generation.stage, generation.cached = stage, 0
-        try:
-            self._send_round(generation, stage)
-        except CacheError as error:
-            self._end(generation, "error", f"{error.code} on the head: {error}")
-
-    def _send_round(self, generation: Generation, stage: Stage) -> None:
         position = generation.cached
         rows = stage.embed(generation.tokens[position:])
         if stage.assignment.starts_ring:
-            rows = stage.run(generation.request, position, rows)
+            try:
+                rows = stage.prefill(generation.request, position, rows)
+            except CacheError as error:
+                self._give_up(generation, error)
+                return
+        self._send(stage, [generation], [self._next_pass(generation)], rows)
+
+    def _send_together(self, generations: list[Generation], stage: Stage) -> None:
+        """Send the next row of each of several sequences."""
+        rows = stage.embed([generation.tokens[-1] for generation in generations])
+        places = [self._next_pass(generation) for generation in generations]
+        if stage.assignment.starts_ring:
+            generations, rows = self._step(stage, generations, places, rows)
+            places = [place for place in places if place.request in self._generations]
+        if generations:
+            self._send(stage, generations, places, rows)
+
+    def _next_pass(self, generation: Generation) -> Place:
+        position = generation.cached
         generation.cached = len(generation.tokens)
         generation.sequence += 1
-        if stage.link is None:
-            self._take(generation, stage, rows)
-            return
-        generation.in_flight = True
-        generation.due_s = self._clock() + stage.assignment.request_timeout_s
-        fields = {
-            "deployment": self._deployment,
-            "epoch": stage.epoch,
-            "request": generation.request,
-            "position": position,
-            "sequence": generation.sequence,
-        }
-        stage.link.send("activation", fields, {"x": rows.numpy()})
+        return Place(request=generation.request, position=position, sequence=generation.sequence)
 
-    def _take(self, generation: Generation, stage: Stage, rows: Tensor) -> None:
-        generation.in_flight, generation.due_s = False, None
-        choice = stage.choose(
-            rows[-1], generation.sampling, generation.tokens, prompt_tokens=generation.prompt_tokens
-        )
+    def _send(self, stage: Stage, generations: list[Generation], places: Sequence[Place], rows: Rows) -> None:
+        if stage.link is None:
+            self._take(generations, stage, rows[-len(generations) :])
+            return
+        due_s = self._clock() + stage.assignment.request_timeout_s
+        for generation in generations:
+            generation.in_flight, generation.due_s = True, due_s
+        ring_frames.send_rows(stage, places, rows)
+
+    def _step(
+        self, stage: Stage, generations: list[Generation], places: Sequence[Place], rows: Rows
+    ) -> tuple[list[Generation], Rows]:
+        """Run rows [M, H] through the head's own layers; returns whose can go on, and their rows."""
+        failures = stage.step(places, rows)
+        if not failures:
+            return generations, rows
+        for number, error in failures.items():
+            self._give_up(generations[number], error)
+        sound = [number for number in range(len(generations)) if number not in failures]
+        return [generations[number] for number in sound], rows[sound]
+
+    def _give_up(self, generation: Generation, error: CacheError) -> None:
+        self._end(generation, "error", f"{error.code} on the head: {error}")
+
+    def _take(self, generations: Sequence[Generation], stage: Stage, rows: Rows) -> None:
+        """Choose the next token of each sequence after its last row, rows [M, H]."""
+        if not generations:
+            return
+        for generation in generations:
+            generation.in_flight, generation.due_s = False, None
+        asked = [
+            Asked(sampling=one.sampling, tokens=one.tokens, prompt_tokens=one.prompt_tokens)
+            for one in generations
+        ]
+        for generation, choice in zip(generations, stage.choose(rows, asked), strict=True):
+            self._take_token(generation, stage, choice)
+
+    def _take_token(self, generation: Generation, stage: Stage, choice: Choice) -> None:
         if not math.isfinite(choice.margin):
             self._end(generation, "error", "the model's output is not finite: a node sent broken rows")
             return
@@ -242,8 +328,7 @@ class Head:
             return
         stage.forget(generation.request)
         if stage.link:
-            fields = {"deployment": self._deployment, "epoch": stage.epoch, "request": generation.request}
-            stage.link.send("release", fields)
+            stage.link.send("release", ring_frames.address(stage, generation.request))
 
     def _tell(self, kind: str, generation: Generation, **fields: Any) -> None:
         self._notify(kind, {"deployment": self._deployment, "request": generation.request, **fields})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -134,7 +135,7 @@ class KvCache:
         self._layers = range(first_layer, end_layer)
         self._limit_tokens = limit_tokens
         self._budget = budget
-        self._rows = self._allocate(0)
+        self._hold(self._allocate(0))
         self._filled = [0] * len(self._layers)
 
     @property
@@ -179,12 +180,27 @@ class KvCache:
         self._filled[index] = end
         return self._rows[index, 0, :, :, :end], self._rows[index, 1, :, :, :end]
 
+    def room_for_one(self, layer: int) -> np.ndarray[Any, Any]:
+        """Return the memory of `layer`, [2 (keys, values), K, room, D], which `make_room` made wide enough.
+
+        The next row goes where those that are held end; `added_one` counts it.
+        """
+        return self._arrays[layer - self._layers.start]
+
+    def added_one(self) -> None:
+        """Count a row that was written to every layer's memory."""
+        self._filled = [filled + 1 for filled in self._filled]
+
     def free(self) -> None:
         """Give the memory back; the cache is empty afterwards."""
         if self._budget:
             self._budget.release(self.size_bytes)
-        self._rows = self._allocate(0)
+        self._hold(self._allocate(0))
         self._filled = [0] * len(self._layers)
+
+    def _hold(self, rows: Tensor) -> None:
+        self._rows = rows
+        self._arrays = list(rows[:, :, 0].numpy())
 
     def _grow(self, needed: int) -> None:
         capacity = self._rows.shape[4]
@@ -195,7 +211,7 @@ class KvCache:
             )
         grown = self._allocate(target)
         grown[:, :, :, :, :capacity] = self._rows
-        self._rows = grown
+        self._hold(grown)
 
     def _size_bytes(self, tokens: int) -> int:
         return cache_bytes(self._config, layers=len(self._layers), tokens=tokens)

@@ -12,9 +12,9 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -178,6 +178,19 @@ class Channel:
         except TimeoutError as error:
             raise RequestTimeout(f"{self}: {kind!r} could not be sent within {timeout_s:g} s") from error
 
+    def notify_at_once(
+        self, kind: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
+    ) -> bool:
+        """Tell the peer something small if that takes no waiting; tells whether it was sent.
+
+        Raises ChannelClosed, RequestTimeout and WireError as `notify` does.
+        """
+        if self._closed_reason is not None:
+            raise ChannelClosed(f"{self}: {self._closed_reason}")
+        frame = Frame(kind, fields=fields, tensors=tensors or {})
+        with self._ending_if_broken(frame):
+            return self._socket.send_at_once(frame)
+
     def close(self, reason: str = "closed on this side") -> None:
         """End the channel; requests that wait fail with ChannelClosed. May be called from anywhere, again."""
         with self._lock:
@@ -193,8 +206,14 @@ class Channel:
         return self._ended.wait(timeout_s)
 
     def _send(self, frame: Frame, timeout_s: float) -> None:
-        try:
+        with self._ending_if_broken(frame):
             self._socket.send(frame, timeout_s=timeout_s)
+
+    @contextmanager
+    def _ending_if_broken(self, frame: Frame) -> Iterator[None]:
+        """Close the channel if sending broke the stream, and say so in the link's own terms."""
+        try:
+            yield
         except EndOfStream as error:
             self.close(str(error))
             raise ChannelClosed(f"{self}: {self._closed_reason}") from error

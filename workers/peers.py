@@ -1,7 +1,8 @@
 """Connections to the next nodes of rings: one per node, shared, each with a sender of its own.
 
-Sending never holds up computing: frames wait in a queue, and a connection that ends is made again. What
-cannot be delivered in time is dropped and logged; the head notices that its ring does not answer.
+Sending never holds up computing: a small frame goes out at once where the socket takes it without waiting,
+any other waits in a queue, and a connection that ends is made again. What cannot be delivered in time is
+dropped and logged; the head notices that its ring does not answer.
 """
 
 from __future__ import annotations
@@ -37,6 +38,11 @@ class PeerChannel(Protocol):
     ) -> None:
         """Send a frame."""
 
+    def notify_at_once(
+        self, kind: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
+    ) -> bool:
+        """Send a small frame if that takes no waiting; tells whether it was sent."""
+
     def close(self) -> None:
         """End the connection."""
 
@@ -61,6 +67,8 @@ class PeerLink:
         self._dial = dial
         self._channel: PeerChannel | None = None
         self._waiting: queue.Queue[_Outgoing | None] = queue.Queue(MAX_FRAMES_WAITING)
+        self._undelivered = 0
+        self._lock = threading.Lock()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._send_all, name=f"send to {neighbour.node}", daemon=True)
 
@@ -70,12 +78,28 @@ class PeerLink:
         self._thread.start()
 
     def send(self, kind: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
-        """Queue a frame; never waits."""
-        due_s = time.monotonic() + PATIENCE_S
+        """Send a frame or queue it, after all that were before it; never waits."""
+        with self._lock:
+            if not self._undelivered and self._sent_at_once(kind, fields, tensors):
+                return
+            due_s = time.monotonic() + PATIENCE_S
+            frame = _Outgoing(kind=kind, fields=fields, tensors=tensors or {}, due_s=due_s)
+            try:
+                self._waiting.put_nowait(frame)
+                self._undelivered += 1
+                return
+            except queue.Full:
+                pass
+        logger.warning("%s to %s dropped: %d frames wait", kind, self.neighbour.node, MAX_FRAMES_WAITING)
+
+    def _sent_at_once(
+        self, kind: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor] | None
+    ) -> bool:
+        channel = self._channel
         try:
-            self._waiting.put_nowait(_Outgoing(kind=kind, fields=fields, tensors=tensors or {}, due_s=due_s))
-        except queue.Full:
-            logger.warning("%s to %s dropped: %d frames wait", kind, self.neighbour.node, MAX_FRAMES_WAITING)
+            return channel is not None and channel.notify_at_once(kind, fields, tensors)
+        except (LinkError, WireError):
+            return False  # the sender will find out, and connect anew
 
     def close(self) -> None:
         """End the connection; what waits is dropped."""
@@ -95,6 +119,8 @@ class PeerLink:
     def _send_all(self) -> None:
         while (frame := self._waiting.get()) is not None and not self._closing.is_set():
             self._deliver(frame)
+            with self._lock:
+                self._undelivered -= 1
         if self._channel is not None:
             self._channel.close()
 

@@ -10,6 +10,7 @@ import torch
 from workers.device import Pacer, forward_s
 from workers.kv_cache import KvCache, MemoryBudget, cache_bytes
 from workers.models.config import F32_BYTES, LlamaConfig
+from workers.models.decoder import Decoder, suits
 from workers.models.llama import Llama
 
 DECODE_RUNS = 7
@@ -33,24 +34,40 @@ def probe_layer(
     budget.reserve(size_bytes, "measuring one layer")
     try:
         layer = Llama(config, first_layer=0, end_layer=1, head=False)
+        decoder = Decoder(layer) if suits(layer) else None
         cache = KvCache(config, first_layer=0, end_layer=1, limit_tokens=rows + DECODE_RUNS + 1)
-        _timed_s(layer, cache, pacer, rows, ending)  # the first run is slow for reasons of its own
+
+        def timed_s(count: int) -> float:
+            return _timed_s(layer, decoder if count == 1 else None, cache, pacer, count, ending)
+
+        timed_s(rows)  # the first run is slow for reasons of its own
         cache.go_to(0)
-        prefill_s = _timed_s(layer, cache, pacer, rows, ending)
-        decodes_s = [_timed_s(layer, cache, pacer, 1, ending) for _ in range(DECODE_RUNS)]
+        prefill_s = timed_s(rows)
+        decodes_s = [timed_s(1) for _ in range(DECODE_RUNS)]
     finally:
         budget.release(size_bytes)
     return {"decode_s": statistics.median(decodes_s), "prefill_s_per_token": prefill_s / rows}
 
 
-def _timed_s(layer: Llama, cache: KvCache, pacer: Pacer, rows: int, ending: threading.Event) -> float:
+def _timed_s(
+    layer: Llama,
+    decoder: Decoder | None,
+    cache: KvCache,
+    pacer: Pacer,
+    rows: int,
+    ending: threading.Event,
+) -> float:
     """Run rows through the layer and return the seconds the device took."""
     config = layer.config
     x = torch.randn(1, rows, config.hidden_size)
     span = pacer.begin()
     try:
-        with torch.inference_mode():
-            layer.run_layers(x, position=cache.tokens, cache=cache)
+        if decoder is not None:
+            cache.make_room(rows)
+            decoder.run(x[0].numpy(), [cache.tokens], [cache])
+        else:
+            with torch.inference_mode():
+                layer.run_layers(x, position=cache.tokens, cache=cache)
         modelled_s = forward_s(pacer.profile, parameters=config.layer_parameters, layers=1, rows=rows)
         return span.finish(modelled_s, interrupt=ending).elapsed_s
     finally:

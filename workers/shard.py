@@ -2,7 +2,7 @@
 
 Serves `shard.*`, `generate`, `cancel` and `probe.layer` of the orchestrator, and the frames of other
 nodes (docs/wire_protocol.md). Loading is done in the thread that asks; everything that computes is done
-in the one compute thread.
+by whoever has the compute thread's turn.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-import torch
-
-from workers import fields
+from workers import fields, ring_frames
 from workers.assignment import Assignment
 from workers.compute import ComputeThread
 from workers.deployments import Deployment, Deployments, held_bytes
@@ -31,7 +28,7 @@ from workers.models.tokenizer import TextStream
 from workers.peers import Dial, PeerLink, PeerLinks
 from workers.probe import probe_layer
 from workers.sampling import Sampling
-from workers.stage import Stage
+from workers.stage import Place, Rows, Stage, take_arrived
 from workers.stopping import LONGEST_STOP, MOST_STOPS, StopTexts
 from workers.wire import Frame
 
@@ -40,7 +37,6 @@ logger = logging.getLogger(__name__)
 COMMAND_TIMEOUT_S = 30.0
 PROBE_TIMEOUT_S = 60.0
 _LONGEST_PROMPT = 8 << 20
-_LONGEST_DETAIL = 2_000
 
 
 class ShardHost:
@@ -101,21 +97,24 @@ class ShardHost:
             raise RequestRefused("unreachable", f"the next node: {error}") from error
 
     def on_peer_frame(self, peer_name: str, frame: Frame) -> None:
-        """Check and queue an `activation` or `release` of another node; never waits.
+        """Check an `activation`, `activations` or `release` of another node, and run or queue it.
 
-        What belongs to an epoch that is not held (any more) is dropped.
+        Single rows are run in this thread where nothing else is to be done, which takes as long as a token
+        takes; nothing else is waited for. What belongs to an epoch that is not held (any more) is dropped.
 
         Raises:
             WireError: the sender broke the protocol; its connection is to be closed.
         """
         try:
-            stage, request = self._addressed(peer_name, frame)
+            stage = self._addressed(peer_name, frame)
             if stage is None:
                 logger.debug("%s of %s for no epoch that is held: %s", frame.kind, peer_name, frame.fields)
             elif frame.kind == "activation":
-                self._take_activation(stage, request, frame)
+                self._take_activation(stage, frame)
+            elif frame.kind == "activations":
+                self._take_rows(stage, ring_frames.places(frame.fields), frame)
             elif frame.kind == "release":
-                failure = _failure(frame.fields)
+                request, failure = fields.text(frame.fields, "request"), ring_frames.failure(frame.fields)
                 self._compute.submit(lambda: self._release(stage, request, failure))
             else:
                 raise WireError(f"{frame.kind!r} of {peer_name} is not taken here")
@@ -233,73 +232,106 @@ class ShardHost:
         )
         return Reply(found)
 
-    # Frames of other nodes: checked in the reader's thread, served in the compute thread
+    # Frames of other nodes: checked in the reader's thread, served by whoever has the turn
 
-    def _addressed(self, peer_name: str, frame: Frame) -> tuple[Stage | None, str]:
-        """Return the stage a peer's frame is for, None if it is not held, and the request."""
+    def _addressed(self, peer_name: str, frame: Frame) -> Stage | None:
+        """Return the stage a peer's frame is for, None if it is not held."""
         name, epoch = fields.text(frame.fields, "deployment"), fields.integer(frame.fields, "epoch")
-        request = fields.text(frame.fields, "request")
         stage = self._deployments.stage(name, epoch)
         if stage and stage.assignment.previous != peer_name:
             raise WireError(
                 f"{frame.kind} of {peer_name} for {name} epoch {epoch}, whose rows come from "
                 f"{stage.assignment.previous}"
             )
-        return stage, request
+        return stage
 
-    def _take_activation(self, stage: Stage, request: str, frame: Frame) -> None:
-        context_tokens, hidden = stage.assignment.context_tokens, stage.assignment.config.hidden_size
-        array = frame.tensors.get("x")
-        if array is None or array.dtype != np.float32 or array.ndim != 2 or array.shape[1] != hidden:
-            raise WireError(f"activation for {stage.assignment.deployment}: x must be f32 [rows, {hidden}]")
-        position = fields.integer(frame.fields, "position", most=context_tokens)
-        sequence = fields.integer(frame.fields, "sequence")
-        if not 1 <= len(array) <= context_tokens - position:
+    def _take_activation(self, stage: Stage, frame: Frame) -> None:
+        place = ring_frames.place(
+            frame.fields.get("request"), frame.fields.get("position"), frame.fields.get("sequence")
+        )
+        if len(ring_frames.rows(stage, frame)) == 1:
+            self._take_rows(stage, [place], frame)
+            return
+        context_tokens = stage.assignment.context_tokens
+        rows = ring_frames.rows(stage, frame)
+        if len(rows) > context_tokens - place.position:
+            raise ring_frames.beyond(place.position, len(rows), context_tokens)
+        self._compute.submit(lambda: self._pass_on(stage, place, rows))
+
+    def _take_rows(self, stage: Stage, places: list[Place], frame: Frame) -> None:
+        """Take one row of each of several sequences."""
+        context_tokens = stage.assignment.context_tokens
+        rows = ring_frames.rows(stage, frame)
+        if len(rows) != len(places):
             raise WireError(
-                f"activation of {len(array)} rows at {position} is not within a context of {context_tokens}"
+                f"activations for {stage.assignment.deployment}: {len(rows)} rows of {len(places)}"
             )
-        rows = torch.from_numpy(array if array.flags.writeable else array.copy())
-        self._compute.submit(lambda: self._pass_on(stage, request, position, sequence, rows))
+        for place in places:
+            if place.position >= context_tokens:
+                raise ring_frames.beyond(place.position, 1, context_tokens)
+        stage.arrived.extend(zip(places, rows, strict=True))
+        self._compute.offer(lambda: self._step(stage))
 
-    def _pass_on(self, stage: Stage, request: str, position: int, sequence: int, rows: torch.Tensor) -> None:
+    def _pass_on(self, stage: Stage, place: Place, rows: Rows) -> None:
+        """Run rows of one sequence, a prompt's, and send them on."""
         if stage.closed:
             return
-        for older in self._deployments.older_stages(stage):
-            older.forget(request)  # the request has gone on to this epoch
+        self._leave_older(stage, place)
         if stage.link is None or stage.assignment.head:
-            self._deployments.find(stage.assignment.deployment).head.came_round(
-                stage, request, position, sequence, rows
-            )
+            self._head_of(stage).prompt_came_round(stage, place, rows)
             return
         try:
-            rows = stage.run(request, position, rows)
+            rows = stage.prefill(place.request, place.position, rows)
         except CacheError as error:
-            logger.warning("%s, request %s: %s", stage.assignment.deployment, request, error)
-            failure = {"code": error.code, "detail": f"{self._node}: {error}"}
-            stage.link.send("release", {**_address(stage, request), "error": failure})
+            self._tell_failure(stage, place, error)
             return
-        place = {"position": position, "sequence": sequence}
-        stage.link.send("activation", {**_address(stage, request), **place}, {"x": rows.numpy()})
+        ring_frames.send_rows(stage, [place], rows)
+
+    def _step(self, stage: Stage) -> None:
+        """Run the single rows that have arrived for a stage, together, and send them on."""
+        while not stage.closed and (taken := take_arrived(stage, ring_frames.MOST_TOGETHER)) is not None:
+            places, rows = taken
+            for place in places:
+                self._leave_older(stage, place)
+            if stage.link is None or stage.assignment.head:
+                self._head_of(stage).came_round(stage, places, rows)
+                continue
+            failures = stage.step(places, rows)
+            for number, error in failures.items():
+                self._tell_failure(stage, places[number], error)
+            sound = [number for number in range(len(places)) if number not in failures]
+            if sound:
+                ring_frames.send_rows(
+                    stage, [places[number] for number in sound], rows[sound] if failures else rows
+                )
+
+    def _leave_older(self, stage: Stage, place: Place) -> None:
+        for older in self._deployments.older_stages(stage):
+            older.forget(place.request)  # the request has gone on to this epoch
+
+    def _head_of(self, stage: Stage) -> Head:
+        return self._deployments.find(stage.assignment.deployment).head
+
+    def _tell_failure(self, stage: Stage, place: Place, error: CacheError) -> None:
+        assert stage.link is not None
+        logger.warning("%s, request %s: %s", stage.assignment.deployment, place.request, error)
+        failure = {"code": error.code, "detail": f"{self._node}: {error}"}
+        stage.link.send("release", {**ring_frames.address(stage, place.request), "error": failure})
 
     def _release(self, stage: Stage, request: str, failure: Mapping[str, str] | None) -> None:
         if stage.closed:
             return
         if stage.link is None or stage.assignment.head:
             if failure:
-                head = self._deployments.find(stage.assignment.deployment).head
-                head.failed(stage, request, f"{failure['code']}: {failure['detail']}")
+                self._head_of(stage).failed(stage, request, f"{failure['code']}: {failure['detail']}")
             return
         stage.forget(request)
-        address = _address(stage, request)
-        stage.link.send("release", {**address, "error": failure} if failure else address)
+        where = ring_frames.address(stage, request)
+        stage.link.send("release", {**where, "error": failure} if failure else where)
 
     def _tell_overdue(self) -> float | None:
         waits = [deployment.head.tell_overdue() for deployment in self._deployments.all()]
         return min((wait_s for wait_s in waits if wait_s is not None), default=None)
-
-
-def _address(stage: Stage, request: str) -> dict[str, Any]:
-    return {"deployment": stage.assignment.deployment, "epoch": stage.epoch, "request": request}
 
 
 def _prompt(message: Mapping[str, Any], stage: Stage) -> list[int]:
@@ -337,14 +369,3 @@ def _stops(message: Mapping[str, Any]) -> list[str]:
         if not isinstance(stop, str) or not 1 <= len(stop) <= LONGEST_STOP:
             raise RequestRefused("bad-field", f"a stop text must have 1 to {LONGEST_STOP} characters")
     return stops
-
-
-def _failure(message: Mapping[str, Any]) -> dict[str, str] | None:
-    """Return why a node along the ring gave a request up, None for a plain release."""
-    if message.get("error") is None:
-        return None
-    error = fields.section(message, "error")
-    return {
-        "code": fields.text(error, "code"),
-        "detail": fields.text(error, "detail", longest=_LONGEST_DETAIL),
-    }

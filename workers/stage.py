@@ -1,29 +1,61 @@
 """One route epoch's part of a deployment on this node: its layers and the caches of running sequences.
 
-Shape letters: T rows (tokens) of one sequence, H hidden. Everything here is used by the compute thread
-only, except what is constant after construction.
+Shape letters: T rows (tokens) of one sequence, M sequences with one row each, H hidden. Everything here is
+used by whoever has the compute thread's turn, except what is constant after construction.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from workers.assignment import Assignment
 from workers.device import Pacer, forward_s
-from workers.kv_cache import Budget, KvCache
+from workers.kv_cache import Budget, CacheError, KvCache
 from workers.layer_store import Parameters
+from workers.models import kernels
+from workers.models.decoder import Decoder, suits
 from workers.models.llama import build
 from workers.models.tokenizer import Tokenizer
 from workers.peers import PeerLink
-from workers.sampling import Choice, Sampling, choose
+from workers.sampling import GREEDY, Choice, Sampling, choose
+
+Rows = np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Whose row it is, where in the sequence it stands, and which pass round the ring carries it."""
+
+    request: str
+    position: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """How a sequence's next token is to be chosen; the first `prompt_tokens` of its tokens were given."""
+
+    sampling: Sampling
+    tokens: Sequence[int]
+    prompt_tokens: int
+
+
+Failures = dict[int, CacheError]
+"""Which of several rows cannot be taken further, by their number."""
 
 
 class Stage:
-    """Runs rows through this node's layers at the pace of its device."""
+    """Runs rows through this node's layers at the pace of its device.
+
+    `arrived` are single rows that wait to be run together; any thread may append.
+    """
 
     def __init__(
         self,
@@ -39,6 +71,7 @@ class Stage:
         self.epoch = assignment.epoch
         self.link = link
         self.closed = False
+        self.arrived: deque[tuple[Place, Rows]] = deque()
         self.tokenizer = Tokenizer(assignment.tokenizer_json) if assignment.tokenizer_json else None
         self._pacer = pacer
         self._budget = budget
@@ -51,13 +84,15 @@ class Stage:
             end_layer=assignment.end_layer,
             head=assignment.head,
         )
+        self._decoder = Decoder(self._model) if suits(self._model) else None
 
-    def embed(self, tokens: list[int]) -> Tensor:
+    def embed(self, tokens: Sequence[int]) -> Rows:
         """Return the rows [T, H] of tokens; the head only."""
         with torch.inference_mode():
-            return self._model.embed(torch.tensor(tokens))
+            rows: Rows = self._model.embed(torch.tensor(tokens)).numpy()
+        return rows
 
-    def run(self, request: str, position: int, rows: Tensor) -> Tensor:
+    def prefill(self, request: str, position: int, rows: Rows) -> Rows:
         """Run rows [T, H] of a sequence, the first at `position`, through the layers; return [T, H].
 
         Rows that were cached from `position` on are forgotten first, so a sequence can be run again.
@@ -66,36 +101,48 @@ class Stage:
             CacheError: the rows do not follow what is cached, or their cache does not fit. The cache of
                 the sequence is freed then.
         """
-        cache = self._cache(request)
-        try:
-            cache.go_to(position)
-            cache.make_room(len(rows))
-        except Exception:
-            self.forget(request)
-            raise
+        cache = self._ready_cache(request, position, len(rows))
         span = self._pacer.begin()
         try:
-            with torch.inference_mode():
-                out = self._model.run_layers(rows.unsqueeze(0), position=position, cache=cache)[0]
+            out = self._run_layers(cache, position, rows)
             span.finish(self._modelled_s(len(rows)), interrupt=self._ending)
         finally:
             span.abandon()
         return out
 
-    def choose(self, row: Tensor, sampling: Sampling, tokens: Sequence[int], *, prompt_tokens: int) -> Choice:
-        """Choose the token after a row [H] that has passed all layers; head only."""
+    def step(self, places: Sequence[Place], rows: Rows) -> Failures:
+        """Run rows [M, H], one of each of different sequences, through the layers; in place.
+
+        What cannot go on is told, and its cache freed; its row means nothing then.
+        """
+        failures: Failures = {}
+        caches: dict[int, KvCache] = {}
+        for number, place in enumerate(places):
+            try:
+                caches[number] = self._ready_cache(place.request, place.position, 1)
+            except CacheError as error:
+                failures[number] = error
+        if caches:
+            span = self._pacer.begin()
+            try:
+                self._step(places, rows, caches)
+                span.finish(self._modelled_s(len(caches)), interrupt=self._ending)
+            finally:
+                span.abandon()
+        return failures
+
+    def choose(self, rows: Rows, asked: Sequence[Asked]) -> list[Choice]:
+        """Choose the tokens after rows [M, H] that have passed all layers; head only."""
         config = self.assignment.config
         span = self._pacer.begin()
         try:
-            with torch.inference_mode():
-                choice = choose(self._model.logits(row), sampling, tokens, prompt_tokens=prompt_tokens)
+            found = [_chosen(logits, one) for logits, one in zip(self._logits(rows), asked, strict=True)]
             matrix = config.vocabulary_size * config.hidden_size
-            span.finish(
-                forward_s(self._pacer.profile, parameters=matrix, layers=0, rows=1), interrupt=self._ending
-            )
+            modelled_s = forward_s(self._pacer.profile, parameters=matrix, layers=0, rows=len(rows))
+            span.finish(modelled_s, interrupt=self._ending)
         finally:
             span.abandon()
-        return choice
+        return found
 
     def forget(self, request: str) -> None:
         """Free the cache of a sequence."""
@@ -106,8 +153,46 @@ class Stage:
     def close(self) -> None:
         """Free all caches; what arrives for this epoch afterwards is dropped."""
         self.closed = True
+        self.arrived.clear()
         for request in list(self._caches):
             self.forget(request)
+
+    def _ready_cache(self, request: str, position: int, count: int) -> KvCache:
+        cache = self._cache(request)
+        try:
+            cache.go_to(position)
+            cache.make_room(count)
+        except Exception:
+            self.forget(request)
+            raise
+        return cache
+
+    def _step(self, places: Sequence[Place], rows: Rows, caches: dict[int, KvCache]) -> None:
+        if self._decoder is None:
+            for number, cache in caches.items():
+                rows[number] = self._run_layers(cache, places[number].position, rows[number : number + 1])
+            return
+        positions = [places[number].position for number in caches]
+        if len(caches) == len(rows):
+            self._decoder.run(rows, positions, list(caches.values()))
+            return
+        numbers = list(caches)
+        taken = rows[numbers]
+        self._decoder.run(taken, positions, list(caches.values()))
+        rows[numbers] = taken
+
+    def _run_layers(self, cache: KvCache, position: int, rows: Rows) -> Rows:
+        with torch.inference_mode():
+            x = torch.from_numpy(rows).unsqueeze(0)
+            out: Rows = self._model.run_layers(x, position=position, cache=cache)[0].numpy()
+        return out
+
+    def _logits(self, rows: Rows) -> Rows:
+        if self._decoder is not None:
+            return self._decoder.logits(rows)
+        with torch.inference_mode():
+            logits: Rows = self._model.logits(torch.from_numpy(rows)).numpy()
+        return logits
 
     def _cache(self, request: str) -> KvCache:
         cache = self._caches.get(request)
@@ -125,3 +210,25 @@ class Stage:
         layers = self.assignment.layers
         parameters = layers * self.assignment.config.layer_parameters
         return forward_s(self._pacer.profile, parameters=parameters, layers=layers, rows=rows)
+
+
+def _chosen(logits: Rows, asked: Asked) -> Choice:
+    if asked.sampling == GREEDY:
+        token, margin = kernels.best(logits)
+        return Choice(token=token, margin=margin)
+    with torch.inference_mode():
+        scores = torch.from_numpy(logits)
+        return choose(scores, asked.sampling, asked.tokens, prompt_tokens=asked.prompt_tokens)
+
+
+def take_arrived(stage: Stage, most: int) -> tuple[list[Place], Rows] | None:
+    """Take up to `most` of a stage's waiting rows, of different sequences; None if none waits."""
+    places: dict[str, Place] = {}
+    rows = []
+    while stage.arrived and len(places) < most and stage.arrived[0][0].request not in places:
+        place, row = stage.arrived.popleft()
+        places[place.request] = place
+        rows.append(row)
+    if not places:
+        return None
+    return list(places.values()), rows[0][None] if len(rows) == 1 else np.stack(rows)

@@ -1,4 +1,4 @@
-"""Stages that compute nothing and tell when a row left one compute thread and reached the next.
+"""Stages that compute nothing and tell when a row left one stage and reached the next.
 
 The clock is the machine's monotonic one, which all its processes share; the time travels in the row itself.
 """
@@ -6,38 +6,45 @@ The clock is the machine's monotonic one, which all its processes share; the tim
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from workers.sampling import Choice
 from workers.shard import ShardHost
-from workers.stage import Stage
+from workers.stage import Asked, Failures, Place, Rows, Stage
 
 
 class TimingStage(Stage):
     """Takes rows as a stage does and gives them on at once, stamped."""
 
-    def embed(self, tokens: list[int]) -> Tensor:
+    def embed(self, tokens: Sequence[int]) -> Rows:
         """Return rows of zeros."""
-        return torch.zeros(len(tokens), self.assignment.config.hidden_size)
+        return np.zeros((len(tokens), self.assignment.config.hidden_size), dtype=np.float32)
 
-    def run(self, request: str, position: int, rows: Tensor) -> Tensor:
-        """Note how long the rows were under way, and when they leave."""
+    def prefill(self, request: str, position: int, rows: Rows) -> Rows:
+        """Give a prompt's rows on."""
+        self._stamp(rows)
+        return rows
+
+    def step(self, places: Sequence[Place], rows: Rows) -> Failures:
+        """Note how long the row was under way, and when it leaves."""
+        self._stamp(rows)
+        return {}
+
+    def choose(self, rows: Rows, asked: Sequence[Asked]) -> list[Choice]:
+        """Return no tokens but, as the margin, both hops of the round: microseconds out + 1e6 x back."""
+        arrived_ns = time.monotonic_ns()
+        left_ns, out_ns = (int(stamp) for stamp in _stamps(rows)[:2])
+        return [Choice(token=1, margin=out_ns // 1000 + 1_000_000 * ((arrived_ns - left_ns) // 1000))]
+
+    def _stamp(self, rows: Rows) -> None:
         arrived_ns = time.monotonic_ns()
         stamps = _stamps(rows)
         if not self.assignment.head:
             stamps[1] = arrived_ns - stamps[0]
         stamps[0] = time.monotonic_ns()
-        return rows
-
-    def best(self, row: Tensor) -> tuple[int, float]:
-        """Return nothing but, as the margin, both hops of the round: microseconds out + 1e6 x back."""
-        arrived_ns = time.monotonic_ns()
-        stamps = _stamps(row[None])
-        back_ns, out_ns = arrived_ns - int(stamps[0]), int(stamps[1])
-        return 1, float(out_ns // 1000 + 1_000_000 * (back_ns // 1000))
 
 
 class TimingShardHost(ShardHost):
@@ -55,6 +62,6 @@ def hops_us(margin: float) -> tuple[float, float]:
     return float(there), float(back)
 
 
-def _stamps(rows: Tensor) -> Any:
+def _stamps(rows: Rows) -> Any:
     """Return the last row as whole numbers: when it was given away, and the nanoseconds of the hop before."""
-    return rows.numpy()[-1].view(np.int64)
+    return rows[-1].view(np.int64)

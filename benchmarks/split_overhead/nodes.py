@@ -108,6 +108,7 @@ class Workers:
                 "next": {"node": following, "address": _ADDRESS, "port": self.ports[following]},
                 "context_tokens": config.context_tokens,
                 "request_timeout_s": 30.0,
+                "ring_nodes": len(nodes),
             }
             tensors = {key: parameters[key].numpy() for key in shapes}
             self._ask(node, "bulk", "shard.prepare", fields, tensors)

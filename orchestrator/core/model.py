@@ -219,7 +219,8 @@ class Shard:
     """What one node of a ring holds and whom it talks to.
 
     `roles` is `("head",)`, `("stage",)` or `("head", "stage")`; a head without layers has first_layer =
-    end_layer = 0. `previous` and `next` are the neighbours in the ring (the node itself if it is alone).
+    end_layer = 0. `previous` and `next` are the neighbours in the ring (the node itself if it is alone) of
+    `ring_nodes`.
     """
 
     node: str
@@ -228,6 +229,7 @@ class Shard:
     end_layer: int
     previous: str
     next: str
+    ring_nodes: int = 1
 
     def holds_as(self, other: Shard) -> bool:
         """Say whether `other` holds the same parameters on the same node."""
@@ -304,6 +306,7 @@ class Placement:
             end_layer=stage.end_layer if stage else 0,
             previous=nodes[index - 1],
             next=nodes[(index + 1) % len(nodes)],
+            ring_nodes=len(nodes),
         )
 
     def describe(self) -> str:

@@ -275,6 +275,7 @@ class DeploymentRun:
             "next": self._neighbour(shard.next),
             "context_tokens": self.context_tokens,
             "request_timeout_s": self._request.request_timeout_s,
+            "ring_nodes": shard.ring_nodes,
             "reuse": reuse,
         }
         if "head" in shard.roles:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -48,17 +49,27 @@ class Rotary:
         self._frequencies = _frequencies(config)
         self._limit = config.context_tokens
         self._cos = self._sin = torch.empty(0, config.head_size, device="cpu")
+        self._arrays = self._cos.numpy(), self._sin.numpy()
 
     def rows(self, position: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return cos and sin, [count, D], of `count` positions from `position` on, on `device`."""
         end = position + count
+        self._reach(end)
+        return self._cos[position:end].to(device), self._sin[position:end].to(device)
+
+    def row(self, position: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Return cos and sin, [D], of one position."""
+        self._reach(position + 1)
+        cos, sin = self._arrays
+        return cos[position], sin[position]
+
+    def _reach(self, end: int) -> None:
         if end > self._limit:
             raise BrokenModel(
                 f"position {end - 1} is beyond the model's context of {self._limit}; use a shorter text"
             )
         if end > len(self._cos):
             self._compute(min(self._limit, max(end, 2 * len(self._cos), 256)))
-        return self._cos[position:end].to(device), self._sin[position:end].to(device)
 
     def _compute(self, count: int) -> None:
         # Not an inference tensor even when first needed while decoding: training may use the same table.
@@ -66,6 +77,7 @@ class Rotary:
             angles = torch.outer(torch.arange(count, dtype=torch.float32), self._frequencies)
             angles = torch.cat((angles, angles), dim=-1)
             self._cos, self._sin = angles.cos(), angles.sin()
+        self._arrays = self._cos.numpy(), self._sin.numpy()
 
 
 def _frequencies(config: LlamaConfig) -> Tensor:
@@ -177,7 +189,7 @@ class Llama(nn.Module):
             self.model.norm = RmsNorm(config.hidden_size, config.norm_epsilon)
             if not config.tied_embeddings:
                 self.lm_head = nn.Linear(config.hidden_size, config.vocabulary_size, bias=False)
-        self._rotary = Rotary(config)
+        self.rotary = Rotary(config)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the rows [B, T, H] of tokens [B, T]."""
@@ -185,7 +197,7 @@ class Llama(nn.Module):
 
     def run_layers(self, x: Tensor, *, position: int = 0, cache: Cache | None = None) -> Tensor:
         """Run the layers held here over x [B, T, H], whose first row stands at `position`."""
-        angles = self._rotary.rows(position, x.shape[1], x.device)
+        angles = self.rotary.rows(position, x.shape[1], x.device)
         for layer in self.layer_range:
             x = self.model.layers[str(layer)](x, angles, cache, layer)
         return x

@@ -112,6 +112,7 @@ class MemoryChannel:
         self.reason: str | None = None
         self._receiver = receiver
         self._blocked = blocked
+        self.sent: list[Frame] = []
         self._frames: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
         threading.Thread(target=self._deliver, daemon=True).start()
 
@@ -125,7 +126,14 @@ class MemoryChannel:
         if self.closed:
             raise ChannelClosed(self.reason or "closed")
         copies = {name: np.array(value) for name, value in (tensors or {}).items()}
-        self._frames.put(Frame(kind, fields=dict(fields or {}), tensors=copies))
+        self.sent.append(Frame(kind, fields=dict(fields or {}), tensors=copies))
+        self._frames.put(self.sent[-1])
+
+    def notify_at_once(
+        self, kind: str, fields: Mapping[str, Any], tensors: Mapping[str, Any] | None = None
+    ) -> bool:
+        self.notify(kind, fields, tensors)
+        return True
 
     def close(self) -> None:
         self.closed = True

@@ -88,6 +88,35 @@ def test_requests_share_the_ring_and_do_not_mix(make_ring: MakeRing) -> None:
         assert [entry["token"] for entry in ring.tokens(request)] == ring.reference(prompt)[0]
 
 
+def test_many_requests_go_together_and_each_gets_its_own_tokens(make_ring: MakeRing) -> None:
+    ring = make_ring(**SLOW)
+    ring.deploy(THREE, ring_nodes=3)
+    prompts = {f"r{number}": "a prompt"[: 1 + number % 8] + str(number) for number in range(12)}
+    for request, prompt in prompts.items():
+        ring.generate("a", request, prompt=prompt)
+    for request, prompt in prompts.items():
+        ring.wait_done(request)
+        assert [entry["token"] for entry in ring.tokens(request)] == ring.reference(prompt)[0]
+    together = [frame for channel in ring.channels for frame in channel.sent if frame.kind == "activations"]
+    assert max(len(frame.fields["rows"]) for frame in together) == 4  # a third of them: three nodes
+
+
+def test_requests_that_run_out_of_memory_end_alone(make_ring: MakeRing) -> None:
+    ring = make_ring(**SLOW)
+    ring.deploy(THREE, ring_nodes=1)
+    budget = ring.hosts["b"]._budget
+    budget.limit_bytes = budget.used_bytes + cache_bytes(ring.model.config, layers=2, tokens=128)
+    requests = [f"r{number}" for number in range(6)]
+    for request in requests:
+        ring.generate("a", request, max_tokens=90)
+    ends = {request: ring.wait_done(request)["finish_reason"] for request in requests}
+    assert set(ends.values()) == {"length", "error"}
+    whole = ring.reference(max_tokens=90)[0]
+    for request in requests:
+        tokens = [entry["token"] for entry in ring.tokens(request)]
+        assert tokens == (whole if ends[request] == "length" else whole[: len(tokens)])
+
+
 def test_the_end_token_stops_a_generation(make_ring: MakeRing) -> None:
     whole = tiny_model()
     ring = make_ring(model=whole)
@@ -501,6 +530,11 @@ def activation(**changes: Any) -> Frame:
     return Frame("activation", fields=fields, tensors={} if x is None else {"x": x})
 
 
+def activations(rows: Any = (["r", 5, 1], ["s", 6, 1])) -> Frame:
+    fields = {"deployment": "d", "epoch": 1, "rows": list(rows)}
+    return Frame("activations", fields=fields, tensors={"x": np.zeros((2, 32), dtype=np.float32)})
+
+
 @pytest.mark.parametrize(
     ("sender", "frame", "complaint"),
     [
@@ -517,6 +551,13 @@ def activation(**changes: Any) -> Frame:
         ("a", activation(position=-1), "position"),
         ("a", activation(sequence="1"), "sequence"),
         ("a", activation(request=""), "request"),
+        ("a", activations(rows=[]), "rows must list"),
+        ("a", activations(rows=[["r", 5, 1]]), "2 rows of 1"),
+        ("a", activations(rows=[["r", 5, 1], ["r", 6, 1]]), "two rows of one request"),
+        ("a", activations(rows=[["r", 5, 1], ["s", 5]]), "must be announced"),
+        ("a", activations(rows=[["r", 5, 1], ["s", 128, 1]]), "1 rows at 128"),
+        ("a", activations(rows=[["r", 5, 1], ["s", -1, 1]]), "position"),
+        ("mallory", activations(), "whose rows come from a"),
         ("a", Frame("gossip", fields={"deployment": "d", "epoch": 1, "request": "r"}), "not taken"),
     ],
 )

@@ -1,0 +1,140 @@
+"""Decoding with a model, or a part of it, by the compiled arithmetic of `kernels`, on its own parameters.
+
+Shape letters: M sequences with one new row each, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from workers import memory
+from workers.models import kernels
+from workers.models.llama import Llama
+
+Array = np.ndarray[Any, Any]
+_MOST_THREADS = 2
+"""With more, torch's own products read memory faster than one core can."""
+
+
+class RowCache(Protocol):
+    """Keys and values of one sequence, of the layers held here."""
+
+    def room_for_one(self, layer: int) -> Array:
+        """Return [2 (keys, values), K, room, D] of a layer, with room for the row after those it holds."""
+
+    def added_one(self) -> None:
+        """Take note that every layer has got its next row."""
+
+
+def suits(model: Llama) -> bool:
+    """Say whether decoding is to be done here rather than by the model itself."""
+    return torch.get_num_threads() <= _MOST_THREADS and next(model.parameters()).device.type == "cpu"
+
+
+@functools.cache
+def compile_kernels() -> None:
+    """Compile the kernels, or read them from disk: about five seconds the first time on a machine."""
+    row, matrix, cache = (np.zeros(shape, dtype=np.float32) for shape in ((2,), (2, 2), (2, 1, 1, 2)))
+    for count in (1, 2, 4):
+        rows = np.zeros((count, 2), dtype=np.float32)
+        kernels.project(rows, row, 1.0, matrix, matrix, matrix, rows, rows, rows, rows)
+        kernels.finish(rows, rows, matrix, row, 1.0, matrix, matrix, matrix, rows, rows, rows)
+    kernels.attend(row, row, row, row, row, cache, 0, row, row)
+    kernels.best(row)
+
+
+class Decoder:
+    """Runs new rows of sequences through `model`, whose parameters it shares; one thread at a time."""
+
+    def __init__(self, model: Llama) -> None:
+        """Compile what is not compiled yet."""
+        compile_kernels()
+        self._config = model.config
+        self._rotary = model.rotary
+        self._layers = [_layer(model, layer) for layer in model.layer_range]
+        self._numbers = model.layer_range
+        self._head = _head(model) if model.head else None
+        self._scratch = _Scratch(model, 1)
+        self._model = model
+
+    def run(self, rows: Array, positions: Sequence[int], caches: Sequence[RowCache]) -> None:
+        """Run rows [M, H], the next of each sequence, at `positions`, through the layers; in place."""
+        scratch = self._room(len(rows))
+        epsilon = self._config.norm_epsilon
+        angles = [self._rotary.row(position) for position in positions]
+        for layer, (norms, query, key, value, output, gate, up, down) in zip(
+            self._numbers, self._layers, strict=True
+        ):
+            kernels.project(
+                rows, norms[0], epsilon, query, key, value,
+                scratch.normed, scratch.queries, scratch.keys, scratch.values,
+            )  # fmt: skip
+            for m, (position, (cos, sin), cache) in enumerate(zip(positions, angles, caches, strict=True)):
+                kernels.attend(
+                    scratch.queries[m], scratch.keys[m], scratch.values[m], cos, sin,
+                    cache.room_for_one(layer), position, scratch.scores, scratch.mixed[m],
+                )  # fmt: skip
+            kernels.finish(
+                rows, scratch.mixed, output, norms[1], epsilon, gate, up, down,
+                scratch.normed, scratch.gates, scratch.ups,
+            )  # fmt: skip
+        for cache in caches:
+            cache.added_one()
+
+    def logits(self, rows: Array) -> Array:
+        """Return the logits [M, V] of rows [M, H] that have passed all layers; the head only."""
+        assert self._head is not None
+        norm, table = self._head
+        normed = self._room(len(rows)).normed
+        logits = memory.empty((len(rows), len(table)))
+        kernels.normalise(rows, norm, self._config.norm_epsilon, normed)
+        kernels.multiply(table, normed, logits)
+        return logits
+
+    def _room(self, count: int) -> _Scratch:
+        if len(self._scratch.normed) != count:
+            self._scratch = _Scratch(self._model, count)
+        return self._scratch
+
+
+class _Scratch:
+    """What is computed on the way, for M sequences at once."""
+
+    def __init__(self, model: Llama, count: int) -> None:
+        config = model.config
+        queries, keys = config.heads * config.head_size, config.kv_heads * config.head_size
+        self.normed = memory.empty((count, config.hidden_size))
+        self.queries = memory.empty((count, queries))
+        self.keys = memory.empty((count, keys))
+        self.values = memory.empty((count, keys))
+        self.mixed = memory.empty((count, queries))
+        self.gates = memory.empty((count, config.feed_forward_size))
+        self.ups = memory.empty((count, config.feed_forward_size))
+        self.scores = memory.empty((config.context_tokens,))
+
+
+def _layer(model: Llama, layer: int) -> tuple[Any, ...]:
+    part = model.model.layers[str(layer)]
+    attention, forward = part.self_attn, part.mlp
+    norms = _array(part.input_layernorm.weight), _array(part.post_attention_layernorm.weight)
+    matrices = (
+        attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
+        forward.gate_proj, forward.up_proj, forward.down_proj,
+    )  # fmt: skip
+    return (norms, *(_array(matrix.weight) for matrix in matrices))
+
+
+def _head(model: Llama) -> tuple[Array, Array]:
+    table = model.model.embed_tokens.weight if model.config.tied_embeddings else model.lm_head.weight
+    return _array(model.model.norm.weight), _array(table)
+
+
+def _array(parameter: torch.Tensor) -> Array:
+    """Return a parameter's memory as the kernels take it; copied only if it is not in order or read-only."""
+    array = parameter.detach().numpy()
+    return np.require(array, dtype=np.float32, requirements=["C", "A", "W"])

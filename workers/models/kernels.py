@@ -1,0 +1,210 @@
+"""Compiled arithmetic of decoding: one new row of each of a few sequences through a layer, on one core.
+
+A matrix-vector product is bound by reading the matrix, and torch's reads it at less than half of what the
+memory gives (docs/adr/0018). Here each row of a matrix, as the model's folder has it, is read once, in order,
+by a dot product that the compiler turns into vector instructions; nothing is copied or packed. The
+interpreter's lock is not held, so that receiving and sending go on meanwhile.
+
+Sums may be reordered (`reassoc`), which changes the last bits as any other BLAS would; infinities and NaNs
+stay. Shape letters: M sequences, H hidden, N query heads, K key/value heads, G = N / K, D head size, F
+feed-forward, S cached rows, R rows and C columns of a matrix, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+Array = np.ndarray[Any, Any]
+_FLAGS = {"reassoc", "contract", "arcp", "nsz"}
+_ZERO = np.float32(0)
+_ONE = np.float32(1)
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile at the first call; the code is kept on disk where there is a place for it."""
+    try:
+        return njit(cache=True, nogil=True, fastmath=_FLAGS)(function)  # type: ignore[no-any-return]
+    except RuntimeError:  # neither the package's folder nor the user's cache can be written
+        return njit(nogil=True, fastmath=_FLAGS)(function)  # type: ignore[no-any-return]
+
+
+@_compiled
+def multiply(matrix: Array, rows: Array, out: Array) -> None:
+    """Set out [M, R] to rows [M, C] times the transpose of matrix [R, C].
+
+    A row of the matrix is read from memory once, whatever M is; four sums at a time are kept in registers.
+    """
+    count = rows.shape[0]
+    for r in range(matrix.shape[0]):
+        weights, done = matrix[r], 0
+        while count - done >= 4:
+            a, b, c, d = _ZERO, _ZERO, _ZERO, _ZERO
+            first, second, third, fourth = rows[done], rows[done + 1], rows[done + 2], rows[done + 3]
+            for i in range(weights.shape[0]):
+                weight = weights[i]
+                a += weight * first[i]
+                b += weight * second[i]
+                c += weight * third[i]
+                d += weight * fourth[i]
+            out[done, r], out[done + 1, r], out[done + 2, r], out[done + 3, r] = a, b, c, d
+            done += 4
+        if count - done >= 2:
+            a, b = _ZERO, _ZERO
+            first, second = rows[done], rows[done + 1]
+            for i in range(weights.shape[0]):
+                a += weights[i] * first[i]
+                b += weights[i] * second[i]
+            out[done, r], out[done + 1, r] = a, b
+            done += 2
+        if done < count:
+            a, first = _ZERO, rows[done]
+            for i in range(weights.shape[0]):
+                a += weights[i] * first[i]
+            out[done, r] = a
+
+
+@_compiled
+def normalise(rows: Array, weight: Array, epsilon: float, out: Array) -> None:
+    """Set out [M, H] to rows [M, H] scaled to unit root mean square, then by weight [H]."""
+    size = rows.shape[1]
+    for m in range(rows.shape[0]):
+        total = _ZERO
+        for i in range(size):
+            total += rows[m, i] * rows[m, i]
+        scale = np.float32(1.0 / math.sqrt(total / size + epsilon))
+        for i in range(size):
+            out[m, i] = rows[m, i] * scale * weight[i]
+
+
+@_compiled
+def project(
+    rows: Array,
+    norm: Array,
+    epsilon: float,
+    query: Array,
+    key: Array,
+    value: Array,
+    normed: Array,
+    queries: Array,
+    keys: Array,
+    values: Array,
+) -> None:
+    """Set queries [M, N * D], keys and values [M, K * D] to those of the normalised rows [M, H]."""
+    normalise(rows, norm, epsilon, normed)
+    multiply(query, normed, queries)
+    multiply(key, normed, keys)
+    multiply(value, normed, values)
+
+
+@_compiled
+def _turn(heads: Array, cos: Array, sin: Array) -> None:
+    """Turn the halves of each head, in place: heads [*, D] flat, cos and sin [D]."""
+    size = cos.shape[0]
+    half = size // 2
+    for start in range(0, heads.shape[0], size):
+        for i in range(half):
+            low, high = heads[start + i], heads[start + half + i]
+            heads[start + i] = low * cos[i] - high * sin[i]
+            heads[start + half + i] = high * cos[i] + low * sin[i]
+
+
+@_compiled
+def attend(
+    queries: Array,
+    keys: Array,
+    values: Array,
+    cos: Array,
+    sin: Array,
+    cache: Array,
+    position: int,
+    scores: Array,
+    out: Array,
+) -> None:
+    """Add one sequence's new row to its cache and set out [N * D] to what it attends to.
+
+    queries [N * D], keys and values [K * D] of the row at `position`, not turned yet; cos and sin [D] of the
+    position; cache [2, K, room, D]; scores: room for position + 1 numbers.
+    """
+    kv_heads, size = cache.shape[1], cache.shape[3]
+    group = queries.shape[0] // (kv_heads * size)
+    _turn(queries, cos, sin)
+    _turn(keys, cos, sin)
+    scale = np.float32(1.0 / math.sqrt(size))
+    for head in range(kv_heads):
+        cached_keys, cached_values = cache[0, head], cache[1, head]
+        for i in range(size):
+            cached_keys[position, i] = keys[head * size + i]
+            cached_values[position, i] = values[head * size + i]
+        for member in range(group):
+            start = (head * group + member) * size
+            query, mixed = queries[start : start + size], out[start : start + size]
+            highest = np.float32(-np.inf)
+            for s in range(position + 1):
+                total = _ZERO
+                for i in range(size):
+                    total += query[i] * cached_keys[s, i]
+                scores[s] = total * scale
+                highest = max(highest, scores[s])
+            whole = _ZERO
+            mixed[:] = _ZERO
+            for s in range(position + 1):
+                share = math.exp(scores[s] - highest)
+                whole += share
+                for i in range(size):
+                    mixed[i] += share * cached_values[s, i]
+            for i in range(size):
+                mixed[i] /= whole
+
+
+@_compiled
+def finish(
+    rows: Array,
+    mixed: Array,
+    output: Array,
+    norm: Array,
+    epsilon: float,
+    gate: Array,
+    up: Array,
+    down: Array,
+    normed: Array,
+    gates: Array,
+    ups: Array,
+) -> None:
+    """Add to rows [M, H] what attention gave (mixed [M, N * D], through `output`), then the feed-forward."""
+    multiply(output, mixed, normed)
+    for m in range(rows.shape[0]):
+        for i in range(rows.shape[1]):
+            rows[m, i] += normed[m, i]
+    normalise(rows, norm, epsilon, normed)
+    multiply(gate, normed, gates)
+    multiply(up, normed, ups)
+    for m in range(gates.shape[0]):
+        for i in range(gates.shape[1]):
+            value = gates[m, i]
+            gates[m, i] = value / (_ONE + math.exp(-value)) * ups[m, i]
+    multiply(down, gates, normed)
+    for m in range(rows.shape[0]):
+        for i in range(rows.shape[1]):
+            rows[m, i] += normed[m, i]
+
+
+@_compiled
+def best(logits: Array) -> tuple[int, float]:
+    """Return the place of the greatest of logits [V], and by how much it beats the second.
+
+    That is NaN if any of them is not finite.
+    """
+    first, second, place, faults = np.float32(-np.inf), np.float32(-np.inf), 0, _ZERO
+    for i in range(logits.shape[0]):
+        value = logits[i]
+        faults += value * _ZERO
+        if value > first:
+            first, second, place = value, first, i
+        elif value > second:
+            second = value
+    return place, first - second + faults
