@@ -10,6 +10,7 @@ from typing import Any
 from demo.session import Session
 from orchestrator.client import ApiError
 from orchestrator.errors import OrchestratorError
+from scenarios.schema import Inference
 
 TIE_MARGIN = 1e-4
 """A token may differ from the unsplit model's where the two best logits are closer than this (nats)."""
@@ -34,18 +35,15 @@ class Observed:
     link: dict[str, Any] = field(default_factory=dict)
 
 
+def request(wanted: Inference, model: str) -> dict[str, Any]:
+    """Return what the API's deployment request takes of a scenario."""
+    shared = {"min_nodes", "context_tokens", "thresholds", "cost", "monitor_interval_s"}
+    return {"model": model, **wanted.model_dump(mode="json", include=shared)}
+
+
 def deploy(session: Session, model: str) -> dict[str, Any]:
     """Deploy `model` as the scenario says and wait until it serves; return the deployment."""
-    wanted = session.scenario.inference
-    body = {
-        "model": model,
-        "min_nodes": wanted.min_nodes,
-        "context_tokens": wanted.context_tokens,
-        "thresholds": wanted.thresholds.model_dump(),
-        "cost": wanted.cost.model_dump(),
-        "monitor_interval_s": wanted.monitor_interval_s,
-    }
-    made = session.api.post("/api/v1/deployments", body)
+    made = session.api.post("/api/v1/deployments", request(session.scenario.inference, model))
     path = f"/api/v1/deployments/{made['id']}"
     with session.console.status(f"{made['id']}: placing, sending shards, opening the ring"):
         settled = session.api.wait(
