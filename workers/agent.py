@@ -77,8 +77,8 @@ class CommandHandler(Protocol):
 class ShardHandler(CommandHandler, Protocol):
     """What the agent needs of a shard host."""
 
-    def on_peer_frame(self, peer_name: str, frame: Frame) -> None:
-        """Take a frame of another node; must only check and queue it."""
+    def on_peer_frame(self, peer_name: str, frame: Frame, *, more: bool) -> None:
+        """Take a frame of another node; `more`: others wait behind it."""
 
     def holdings(self) -> Sequence[str]:
         """Name the shards held now, for the heartbeat."""
@@ -369,7 +369,7 @@ class Agent:
         """Take activations of other nodes; commands come from the orchestrator, on channels to it."""
         if channel.peer_name is None or frame.kind not in PEER_KINDS or frame.id is not None:
             raise WireError(f"{frame.kind!r} from {channel.peer_name!r} is not taken here")
-        self._shards.on_peer_frame(channel.peer_name, frame)
+        self._shards.on_peer_frame(channel.peer_name, frame, more=channel.more_waiting())
 
     def _dial_peer(self, node: str, address: str, port: int) -> link.Channel:
         """Open a channel to another node; raises ConnectFailed or IdentityMismatch."""

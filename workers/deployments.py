@@ -86,7 +86,9 @@ class Deployments:
         """Return the stages of a deployment's epochs before this one."""
         with self._lock:
             deployment = self._deployments.get(stage.assignment.deployment)
-            stages = list(deployment.stages.values()) if deployment else []
+            if deployment is None or len(deployment.stages) == 1:
+                return []
+            stages = list(deployment.stages.values())
         return [one for one in stages if one.epoch < stage.epoch]
 
     def prepare(self, assignment: Assignment, sent: Parameters) -> str:

@@ -115,14 +115,14 @@ class FrameSocket:
             self._write_lock.release()
 
     def send_at_once(self, frame: Frame) -> bool:
-        """Send a small frame if that takes no waiting; tells whether it was sent.
+        """Send a small frame, of constant form, if that takes no waiting; tells whether it was sent.
 
         A socket that is writable has a third of its buffer free (tcp(7)), more than such a frame takes.
 
         Raises:
             EndOfStream, WireError: as `send`.
         """
-        buffers = encode(frame)
+        buffers = encode(frame, checked=False)
         if sum(map(len, buffers)) > READ_AHEAD_BYTES or not self._write_lock.acquire(blocking=False):
             return False
         try:
@@ -167,6 +167,14 @@ class FrameSocket:
             reply_to=header.reply_to,
             receipt=receipt,
         )
+
+    def more_waiting(self) -> bool:
+        """Tell whether something of a next frame has come; to be asked by the thread that receives."""
+        if self._ahead_end > self._ahead_start:
+            return True
+        if isinstance(self._sock, ssl.SSLSocket) and self._sock.pending():
+            return True
+        return bool(self._readable.poll(0))
 
     def shutdown(self) -> None:
         """End the connection: whoever sends or receives on it stops with EndOfStream."""

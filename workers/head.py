@@ -247,6 +247,7 @@ class Head:
         due_s = self._clock() + stage.assignment.request_timeout_s
         for generation in generations:
             generation.in_flight, generation.due_s = True, due_s
+        stage.together = self._group_size(stage)
         ring_frames.send_rows(stage, places, rows)
 
     def _step(

@@ -12,9 +12,9 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -188,8 +188,11 @@ class Channel:
         if self._closed_reason is not None:
             raise ChannelClosed(f"{self}: {self._closed_reason}")
         frame = Frame(kind, fields=fields, tensors=tensors or {})
-        with self._ending_if_broken(frame):
+        try:
             return self._socket.send_at_once(frame)
+        except (EndOfStream, WireError) as error:
+            self._end_if_broken(frame, error)
+            raise
 
     def close(self, reason: str = "closed on this side") -> None:
         """End the channel; requests that wait fail with ChannelClosed. May be called from anywhere, again."""
@@ -201,25 +204,27 @@ class Channel:
         if unstarted:
             self._finish()
 
+    def more_waiting(self) -> bool:
+        """Tell whether more has come than was handled; for the handler of an inline kind."""
+        return self._socket.more_waiting()
+
     def wait_closed(self, timeout_s: float | None = None) -> bool:
         """Wait until the channel has ended and `on_close` has run; tells whether it has."""
         return self._ended.wait(timeout_s)
 
     def _send(self, frame: Frame, timeout_s: float) -> None:
-        with self._ending_if_broken(frame):
-            self._socket.send(frame, timeout_s=timeout_s)
-
-    @contextmanager
-    def _ending_if_broken(self, frame: Frame) -> Iterator[None]:
-        """Close the channel if sending broke the stream, and say so in the link's own terms."""
         try:
-            yield
-        except EndOfStream as error:
+            self._socket.send(frame, timeout_s=timeout_s)
+        except (EndOfStream, WireError) as error:
+            self._end_if_broken(frame, error)
+            raise
+
+    def _end_if_broken(self, frame: Frame, error: EndOfStream | WireError) -> None:
+        """Close the channel if sending broke the stream, and say so in the link's own terms."""
+        if isinstance(error, EndOfStream):
             self.close(str(error))
             raise ChannelClosed(f"{self}: {self._closed_reason}") from error
-        except WireError as error:
-            if not self._socket.broken:
-                raise
+        if self._socket.broken:
             self.close(str(error))
             raise RequestTimeout(f"{self}: {frame.kind!r}: {error}") from error
 

@@ -18,6 +18,7 @@ from workers.wire import Frame
 MOST_TOGETHER = 64
 """Rows of so many sequences at most go through a stage at once, and in one frame."""
 _LONGEST_DETAIL = 2_000
+_ROW = ("request", "position", "sequence")
 
 
 def address(stage: Stage, request: str) -> dict[str, Any]:
@@ -30,11 +31,16 @@ def send_rows(stage: Stage, places: Sequence[Place], rows: Rows) -> None:
     assert stage.link is not None
     if len(places) == 1:
         (place,) = places
-        where = {"position": place.position, "sequence": place.sequence}
+        where = {"position": place.position, "sequence": place.sequence, "together": stage.together}
         stage.link.send("activation", {**address(stage, place.request), **where}, {"x": rows})
         return
     listed = [[place.request, place.position, place.sequence] for place in places]
-    fields = {"deployment": stage.assignment.deployment, "epoch": stage.epoch, "rows": listed}
+    fields = {
+        "deployment": stage.assignment.deployment,
+        "epoch": stage.epoch,
+        "rows": listed,
+        "together": stage.together,
+    }
     stage.link.send("activations", fields, {"x": rows})
 
 
@@ -45,14 +51,14 @@ def places(message: Mapping[str, Any]) -> list[Place]:
         raise WireError(f"activations: rows must list 1 to {MOST_TOGETHER} of [request, position, sequence]")
     if not all(isinstance(entry, list) and len(entry) == 3 for entry in listed):
         raise WireError("activations: a row must be announced as [request, position, sequence]")
-    places = [place(*entry) for entry in listed]
+    places = [place_of(dict(zip(_ROW, entry, strict=True))) for entry in listed]
     if len({place.request for place in places}) != len(places):
         raise WireError("activations: two rows of one request")
     return places
 
 
-def place(request: object, position: object, sequence: object) -> Place:
-    message = {"request": request, "position": position, "sequence": sequence}
+def place_of(message: Mapping[str, Any]) -> Place:
+    """Return whose row a message is about."""
     return Place(
         request=fields.text(message, "request"),
         position=fields.integer(message, "position"),
@@ -71,8 +77,13 @@ def rows(stage: Stage, frame: Frame) -> Rows:
     return array if array.flags.writeable else array.copy()
 
 
-def beyond(position: int, rows: int, context_tokens: int) -> WireError:
-    return WireError(f"activation of {rows} rows at {position} is not within a context of {context_tokens}")
+def check_within(stage: Stage, place: Place, count: int) -> None:
+    """Refuse rows that the deployment's context has no place for."""
+    context_tokens = stage.assignment.context_tokens
+    if place.position >= context_tokens or count > context_tokens - place.position:
+        raise WireError(
+            f"activation of {count} rows at {place.position} is not within a context of {context_tokens}"
+        )
 
 
 def failure(message: Mapping[str, Any]) -> dict[str, str] | None:

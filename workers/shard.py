@@ -96,11 +96,13 @@ class ShardHost:
         except LinkError as error:
             raise RequestRefused("unreachable", f"the next node: {error}") from error
 
-    def on_peer_frame(self, peer_name: str, frame: Frame) -> None:
+    def on_peer_frame(self, peer_name: str, frame: Frame, *, more: bool = False) -> None:
         """Check an `activation`, `activations` or `release` of another node, and run or queue it.
 
         Single rows are run in this thread where nothing else is to be done, which takes as long as a token
-        takes; nothing else is waited for. What belongs to an epoch that is not held (any more) is dropped.
+        takes; nothing else is waited for. Where `more` frames wait behind it, they are queued, so that they
+        can go together with what those bring. What belongs to an epoch that is not held (any more) is
+        dropped.
 
         Raises:
             WireError: the sender broke the protocol; its connection is to be closed.
@@ -110,9 +112,9 @@ class ShardHost:
             if stage is None:
                 logger.debug("%s of %s for no epoch that is held: %s", frame.kind, peer_name, frame.fields)
             elif frame.kind == "activation":
-                self._take_activation(stage, frame)
+                self._take_activation(stage, frame, more=more)
             elif frame.kind == "activations":
-                self._take_rows(stage, ring_frames.places(frame.fields), frame)
+                self._take_activations(stage, frame, more=more)
             elif frame.kind == "release":
                 request, failure = fields.text(frame.fields, "request"), ring_frames.failure(frame.fields)
                 self._compute.submit(lambda: self._release(stage, request, failure))
@@ -245,32 +247,31 @@ class ShardHost:
             )
         return stage
 
-    def _take_activation(self, stage: Stage, frame: Frame) -> None:
-        place = ring_frames.place(
-            frame.fields.get("request"), frame.fields.get("position"), frame.fields.get("sequence")
-        )
-        if len(ring_frames.rows(stage, frame)) == 1:
-            self._take_rows(stage, [place], frame)
-            return
-        context_tokens = stage.assignment.context_tokens
-        rows = ring_frames.rows(stage, frame)
-        if len(rows) > context_tokens - place.position:
-            raise ring_frames.beyond(place.position, len(rows), context_tokens)
-        self._compute.submit(lambda: self._pass_on(stage, place, rows))
+    def _take_activation(self, stage: Stage, frame: Frame, *, more: bool) -> None:
+        place, rows = ring_frames.place_of(frame.fields), ring_frames.rows(stage, frame)
+        ring_frames.check_within(stage, place, len(rows))
+        if len(rows) == 1:
+            self._take_rows(stage, [place], rows, frame, more=more)
+        else:
+            self._compute.submit(lambda: self._pass_on(stage, place, rows))
 
-    def _take_rows(self, stage: Stage, places: list[Place], frame: Frame) -> None:
+    def _take_activations(self, stage: Stage, frame: Frame, *, more: bool) -> None:
         """Take one row of each of several sequences."""
-        context_tokens = stage.assignment.context_tokens
-        rows = ring_frames.rows(stage, frame)
+        places, rows = ring_frames.places(frame.fields), ring_frames.rows(stage, frame)
         if len(rows) != len(places):
             raise WireError(
                 f"activations for {stage.assignment.deployment}: {len(rows)} rows of {len(places)}"
             )
         for place in places:
-            if place.position >= context_tokens:
-                raise ring_frames.beyond(place.position, 1, context_tokens)
+            ring_frames.check_within(stage, place, 1)
+        self._take_rows(stage, places, rows, frame, more=more)
+
+    def _take_rows(self, stage: Stage, places: list[Place], rows: Rows, frame: Frame, *, more: bool) -> None:
+        together = fields.integer(frame.fields, "together", least=1, most=ring_frames.MOST_TOGETHER)
+        stage.together = together
         stage.arrived.extend(zip(places, rows, strict=True))
-        self._compute.offer(lambda: self._step(stage))
+        bring = self._compute.submit if more else self._compute.offer
+        bring(lambda: self._step(stage))
 
     def _pass_on(self, stage: Stage, place: Place, rows: Rows) -> None:
         """Run rows of one sequence, a prompt's, and send them on."""
@@ -289,7 +290,7 @@ class ShardHost:
 
     def _step(self, stage: Stage) -> None:
         """Run the single rows that have arrived for a stage, together, and send them on."""
-        while not stage.closed and (taken := take_arrived(stage, ring_frames.MOST_TOGETHER)) is not None:
+        while not stage.closed and (taken := take_arrived(stage)) is not None:
             places, rows = taken
             for place in places:
                 self._leave_older(stage, place)

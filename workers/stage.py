@@ -54,7 +54,8 @@ Failures = dict[int, CacheError]
 class Stage:
     """Runs rows through this node's layers at the pace of its device.
 
-    `arrived` are single rows that wait to be run together; any thread may append.
+    `arrived` are single rows that wait to be run, `together` how many of them may be at once, by the head's
+    last word; any thread may append.
     """
 
     def __init__(
@@ -72,11 +73,13 @@ class Stage:
         self.link = link
         self.closed = False
         self.arrived: deque[tuple[Place, Rows]] = deque()
+        self.together = 1
         self.tokenizer = Tokenizer(assignment.tokenizer_json) if assignment.tokenizer_json else None
         self._pacer = pacer
         self._budget = budget
         self._ending = ending
         self._caches: dict[str, KvCache] = {}
+        self._parameters = assignment.layers * assignment.config.layer_parameters
         self._model = build(
             assignment.config,
             parameters,
@@ -208,8 +211,7 @@ class Stage:
 
     def _modelled_s(self, rows: int) -> float:
         layers = self.assignment.layers
-        parameters = layers * self.assignment.config.layer_parameters
-        return forward_s(self._pacer.profile, parameters=parameters, layers=layers, rows=rows)
+        return forward_s(self._pacer.profile, parameters=self._parameters, layers=layers, rows=rows)
 
 
 def _chosen(logits: Rows, asked: Asked) -> Choice:
@@ -221,11 +223,11 @@ def _chosen(logits: Rows, asked: Asked) -> Choice:
         return choose(scores, asked.sampling, asked.tokens, prompt_tokens=asked.prompt_tokens)
 
 
-def take_arrived(stage: Stage, most: int) -> tuple[list[Place], Rows] | None:
-    """Take up to `most` of a stage's waiting rows, of different sequences; None if none waits."""
+def take_arrived(stage: Stage) -> tuple[list[Place], Rows] | None:
+    """Take as many of a stage's waiting rows as go together, of different sequences; None if none waits."""
     places: dict[str, Place] = {}
     rows = []
-    while stage.arrived and len(places) < most and stage.arrived[0][0].request not in places:
+    while stage.arrived and len(places) < stage.together and stage.arrived[0][0].request not in places:
         place, row = stage.arrived.popleft()
         places[place.request] = place
         rows.append(row)

@@ -3,7 +3,7 @@
 `python -m benchmarks.split_overhead [--quick] [--part PART ...] --json FILE`. The model is a random-weight
 Llama in fp32 (8 layers, hidden 512, 8 heads, 4 KV heads, FFN 1408, vocabulary 32000), so that one token reads
 161 MB. Every process has one thread and one core; the orchestrator's side, which only asks and listens, is
-this process.
+this process and has the last core, which with two cores it shares with every second stage.
 
 - `single`: tokens/s of one request on one worker that holds the whole model, against `generate` with its KV
   cache of the transformers library, and llama.cpp (from xllamacpp's wheel, in an environment of its own).

@@ -74,7 +74,7 @@ class RecordingShards:
     def handle(self, frame: Frame) -> link.Reply:
         return link.Reply({"by": "shards", "kind": frame.kind})
 
-    def on_peer_frame(self, peer_name: str, frame: Frame) -> None:
+    def on_peer_frame(self, peer_name: str, frame: Frame, *, more: bool) -> None:
         if peer_name == "h9":
             raise RequestRefused("not-on-route", "h9 is not on the route")
         if frame.kind == "release":

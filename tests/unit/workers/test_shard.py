@@ -525,13 +525,14 @@ def test_only_the_head_generates(make_ring: MakeRing) -> None:
 
 
 def activation(**changes: Any) -> Frame:
-    fields = {"deployment": "d", "epoch": 1, "request": "r", "position": 0, "sequence": 1, **changes}
+    fields = {"deployment": "d", "epoch": 1, "request": "r", "position": 0, "sequence": 1, "together": 1}
+    fields.update(changes)
     x = fields.pop("x", np.zeros((1, 32), dtype=np.float32))
     return Frame("activation", fields=fields, tensors={} if x is None else {"x": x})
 
 
 def activations(rows: Any = (["r", 5, 1], ["s", 6, 1])) -> Frame:
-    fields = {"deployment": "d", "epoch": 1, "rows": list(rows)}
+    fields = {"deployment": "d", "epoch": 1, "rows": list(rows), "together": 4}
     return Frame("activations", fields=fields, tensors={"x": np.zeros((2, 32), dtype=np.float32)})
 
 

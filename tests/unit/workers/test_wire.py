@@ -82,6 +82,61 @@ def test_the_error_for_a_dtype_names_tensor_and_way_out(pair: tuple[FrameSocket,
         pair[0].send(Frame("x", tensors={"logits": np.zeros(3)}))
 
 
+def test_frames_that_come_in_one_piece_are_taken_one_by_one(pair: tuple[FrameSocket, FrameSocket]) -> None:
+    ours, theirs = pair
+    rows = np.arange(512, dtype=np.float32)
+    for number in range(3):
+        assert ours.send_at_once(Frame("x", fields={"n": number}, tensors={"t": rows + number}))
+    assert theirs.more_waiting()
+    for number in range(3):
+        frame = theirs.receive()
+        assert frame.fields == {"n": number}
+        assert (frame.tensors["t"] == rows + number).all()
+        assert theirs.more_waiting() == (number < 2)
+
+
+def test_a_large_frame_after_small_ones_comes_whole(pair: tuple[FrameSocket, FrameSocket]) -> None:
+    ours, theirs = pair
+    large = np.arange(1 << 20, dtype=np.int32)
+
+    def send() -> None:
+        for number in range(20):
+            ours.send(Frame("small", fields={"n": number}))
+            ours.send(Frame("large", tensors={"t": large + number}))
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    for number in range(20):
+        assert theirs.receive().fields == {"n": number}
+        assert (theirs.receive().tensors["t"] == large + number).all()
+    sender.join(5)
+
+
+def test_what_cannot_go_at_once_is_not_begun(pair: tuple[FrameSocket, FrameSocket]) -> None:
+    ours, theirs = pair
+    small = Frame("x", tensors={"t": np.zeros(8000, dtype=np.uint8)})
+    assert not ours.send_at_once(Frame("x", tensors={"t": np.zeros(1 << 15, dtype=np.uint8)}))
+    sent = 0
+    while ours.send_at_once(small):
+        sent += 1
+        assert sent < 10_000
+    for _ in range(sent):
+        assert theirs.receive().kind == "x"
+    assert not ours.broken
+    assert ours.send_at_once(small)
+
+
+def test_large_tensors_begin_at_a_cache_line(pair: tuple[FrameSocket, FrameSocket]) -> None:
+    ours, theirs = pair
+    tensors = {"a": np.zeros((64, 512), np.float32), "b": np.ones((700, 512), np.float32)}
+    for count in (1, 2):
+        wanted = dict(list(tensors.items())[:count])
+        sender = threading.Thread(target=lambda wanted=wanted: ours.send(Frame("x", tensors=wanted)))
+        sender.start()
+        assert {tensor.ctypes.data % 64 for tensor in theirs.receive().tensors.values()} == {0}
+        sender.join(5)
+
+
 def test_a_peer_that_does_not_read_breaks_the_stream_after_the_stall_time(
     pair: tuple[FrameSocket, FrameSocket],
 ) -> None:

@@ -1,0 +1,87 @@
+"""Sending to the next node: at once where that takes no waiting, in order in any case."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from model_worlds import wait_for
+
+from workers.assignment import Neighbour
+from workers.errors import ChannelClosed
+from workers.peers import PeerLink
+
+NEXT = Neighbour(node="b", address="127.0.0.1", port=1)
+
+
+class Channel:
+    """A channel that can be full, or broken."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str]] = []
+        self.full = False
+        self.broken = False
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def notify(self, kind: str, fields: Any = None, tensors: Any = None, timeout_s: float = 1.0) -> None:
+        self.gate.wait(10)
+        if self.broken:
+            raise ChannelClosed("broken")
+        self.sent.append((kind, "queued"))
+
+    def notify_at_once(self, kind: str, fields: Mapping[str, Any], tensors: Any = None) -> bool:
+        if self.broken:
+            raise ChannelClosed("broken")
+        if not self.full:
+            self.sent.append((kind, "at once"))
+        return not self.full
+
+    def close(self) -> None:
+        self.broken = True
+
+
+@pytest.fixture
+def made() -> list[Channel]:
+    return []
+
+
+@pytest.fixture
+def link(made: list[Channel]):
+    def dial(_node: str, _address: str, _port: int) -> Channel:
+        made.append(Channel())
+        return made[-1]
+
+    found = PeerLink(NEXT, dial)
+    found.open()
+    yield found
+    found.close()
+
+
+def test_a_frame_goes_at_once_where_the_socket_takes_it(link: PeerLink, made: list[Channel]) -> None:
+    link.send("a", {})
+    assert made[0].sent == [("a", "at once")]
+
+
+def test_a_frame_never_overtakes_one_that_waits(link: PeerLink, made: list[Channel]) -> None:
+    channel = made[0]
+    channel.full = True
+    channel.gate.clear()
+    link.send("a", {})
+    channel.full = False
+    link.send("b", {})
+    channel.gate.set()
+    wait_for(lambda: len(channel.sent) == 2, "both frames")
+    assert channel.sent == [("a", "queued"), ("b", "queued")]
+    wait_for(lambda: not link._undelivered, "the sender")
+    link.send("c", {})
+    assert channel.sent[-1] == ("c", "at once")
+
+
+def test_a_connection_that_broke_is_made_again(link: PeerLink, made: list[Channel]) -> None:
+    made[0].broken = True
+    link.send("a", {})
+    wait_for(lambda: len(made) == 2 and made[1].sent, "a new connection")
+    assert made[1].sent == [("a", "queued")]
