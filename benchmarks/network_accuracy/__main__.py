@@ -47,12 +47,13 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     text = (package.__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.network_accuracy", description=text)
-    names = list(plan.parts(networks=1, idle_s=1, loaded_s=1, detecting=1))
+    names = list(plan.parts(networks=1, larger=1, idle_s=1, loaded_s=1, detecting=1))
     parser.add_argument("--quick", action="store_true", help="one small network: to see that it works")
     parser.add_argument("--part", action="append", choices=names, help="run this part (default: all)")
     merge_help = "start from the rows of an earlier result; without --part, run nothing"
     parser.add_argument("--merge", action="append", type=Path, default=[], metavar="FILE", help=merge_help)
     parser.add_argument("--networks", type=int, default=10, help="networks of 12 hosts (default 10)")
+    parser.add_argument("--larger", type=int, default=3, help="networks of 40 hosts (default 3)")
     parser.add_argument("--detecting", type=int, default=3, help="networks with steps (default 3)")
     parser.add_argument("--idle-s", type=float, default=66.0, help="length of an idle phase (default 66)")
     parser.add_argument("--loaded-s", type=float, default=30.0, help="length of a loaded phase (default 30)")
@@ -62,8 +63,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=6760, help=port_help)
     parser.add_argument("--json", type=Path, help="where the result goes")
     options = parser.parse_args()
-    if not 1 <= options.networks <= 1000 or not 0 <= options.detecting <= 1000:
-        parser.error("--networks must be 1 to 1000, --detecting 0 to 1000")
+    if not all(1 <= number <= 1000 for number in (options.networks, options.larger)):
+        parser.error("--networks and --larger must be 1 to 1000")
+    if not 0 <= options.detecting <= 1000:
+        parser.error("--detecting must be 0 to 1000")
     return options
 
 
@@ -72,6 +75,7 @@ def _wanted(options: argparse.Namespace) -> list[plan.Part]:
         return list(plan.quick().values())
     parts = plan.parts(
         networks=options.networks,
+        larger=options.larger,
         idle_s=options.idle_s,
         loaded_s=options.loaded_s,
         detecting=options.detecting,

@@ -41,8 +41,8 @@ class Part:
     """How long, after the idle phase, nobody reads while the controller's CPU is measured."""
 
 
-def parts(*, networks: int, idle_s: float, loaded_s: float, detecting: int) -> dict[str, Part]:
-    """Return the parts of a full run by name."""
+def parts(*, networks: int, larger: int, idle_s: float, loaded_s: float, detecting: int) -> dict[str, Part]:
+    """Return the parts of a full run by name; `larger` is the number of networks of 40 hosts."""
     return {
         "hosts12": Part(
             name="hosts12", hosts=12, domains=3, networks=networks, idle_s=idle_s, loaded_s=loaded_s,
@@ -53,7 +53,7 @@ def parts(*, networks: int, idle_s: float, loaded_s: float, detecting: int) -> d
             detect=True, pairs=4, classic=True,
         ),
         "hosts40": Part(
-            name="hosts40", hosts=40, domains=8, networks=1, idle_s=max(idle_s, 60), loaded_s=loaded_s,
+            name="hosts40", hosts=40, domains=8, networks=larger, idle_s=max(idle_s, 60), loaded_s=loaded_s,
             detect=False, pairs=12, classic=False, sample_s=2.0, quiet_s=20.0,
         ),
         "hosts200": Part(
