@@ -57,7 +57,7 @@ def architecture(document: Mapping[str, object]) -> Architecture:
         return library.describe(document)
     shapes = parameter_shapes(config)
     return Architecture(
-        family="llama",
+        family=config.family,
         document=document,
         vocabulary_size=config.vocabulary_size,
         layers=config.layers,

@@ -1,4 +1,6 @@
-"""Read a Llama `config.json`: which numbers the model has, and which parameters follow from them. No torch.
+"""Read a `config.json`: which numbers the model has, and which parameters follow from them. No torch.
+
+Llama, Mistral, Qwen2 and Qwen3 are one architecture with few differences, which are numbers here.
 
 Everything is checked here, so that no later step allocates by a number nobody looked at.
 """
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from workers.models.errors import BrokenModel, UnsupportedModel
 
 F32_BYTES = 4
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _LIMITS = {
     "vocab_size": 1_000_000,
     "hidden_size": 65_536,
@@ -21,6 +24,7 @@ _LIMITS = {
     "num_key_value_heads": 1_024,
     "head_dim": 4_096,
     "max_position_embeddings": 16_777_216,
+    "sliding_window": 16_777_216,
 }
 
 
@@ -36,7 +40,12 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaConfig:
-    """The numbers of one Llama-family model."""
+    """The numbers of one Llama-family model.
+
+    `input_bias` is of the query, key and value projections, `output_bias` of the attention's last one;
+    `head_norm` normalises each head's query and key (Qwen3); with a `window`, a token sees only so many,
+    itself included (Mistral).
+    """
 
     vocabulary_size: int
     hidden_size: int
@@ -51,6 +60,11 @@ class LlamaConfig:
     rope_scaling: RopeScaling | None
     tied_embeddings: bool
     end_tokens: frozenset[int]
+    family: str = "llama"
+    input_bias: bool = False
+    output_bias: bool = False
+    head_norm: bool = False
+    window: int | None = None
 
     @property
     def kv_bytes_per_token_and_layer(self) -> int:
@@ -80,10 +94,10 @@ def parse_config(document: Mapping[str, object]) -> LlamaConfig:
         UnsupportedModel: another model type, or a feature that is not implemented.
         BrokenModel: a number is missing, of the wrong type, out of range, or contradicts another.
     """
-    _refuse_unsupported(document)
+    family = _family(document)
     hidden_size = _integer(document, "hidden_size")
     heads = _integer(document, "num_attention_heads")
-    kv_heads = _integer(document, "num_key_value_heads", default=heads)
+    kv_heads = _integer(document, "num_key_value_heads", default=heads if family == "llama" else None)
     vocabulary_size = _integer(document, "vocab_size")
     if heads % kv_heads:
         raise BrokenModel(
@@ -91,7 +105,8 @@ def parse_config(document: Mapping[str, object]) -> LlamaConfig:
         )
     if document.get("head_dim") is None and hidden_size % heads:
         raise BrokenModel(f"config: hidden_size {hidden_size} is no multiple of num_attention_heads {heads}")
-    head_size = _integer(document, "head_dim", default=hidden_size // heads)
+    usual_head = 128 if family == "qwen3" else hidden_size // heads
+    head_size = _integer(document, "head_dim", default=usual_head)
     if head_size % 2:
         raise BrokenModel(f"config: head_dim {head_size} is odd; rotary embeddings turn pairs")
     rope = _rope(document)
@@ -109,6 +124,11 @@ def parse_config(document: Mapping[str, object]) -> LlamaConfig:
         rope_scaling=_rope_scaling(rope),
         tied_embeddings=_boolean(document, "tie_word_embeddings", default=False),
         end_tokens=_end_tokens(document, vocabulary_size),
+        family=family,
+        input_bias=family == "qwen2" or _boolean(document, "attention_bias", default=False),
+        output_bias=family != "qwen2" and _boolean(document, "attention_bias", default=False),
+        head_norm=family == "qwen3",
+        window=_window(document, family),
     )
 
 
@@ -151,6 +171,14 @@ def _layer_shapes(config: LlamaConfig, layer: int) -> dict[str, tuple[int, ...]]
         "mlp.up_proj.weight": (forward, hidden),
         "mlp.down_proj.weight": (hidden, forward),
     }
+    if config.input_bias:
+        for name, size in (("q", queries), ("k", keys), ("v", keys)):
+            shapes[f"self_attn.{name}_proj.bias"] = (size,)
+    if config.output_bias:
+        shapes["self_attn.o_proj.bias"] = (hidden,)
+    if config.head_norm:
+        for name in ("q", "k"):
+            shapes[f"self_attn.{name}_norm.weight"] = (config.head_size,)
     return {f"model.layers.{layer}.{name}": shape for name, shape in shapes.items()}
 
 
@@ -165,18 +193,32 @@ def _head_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _refuse_unsupported(document: Mapping[str, object]) -> None:
-    if document.get("model_type") != "llama":
+def _family(document: Mapping[str, object]) -> str:
+    """Return the model type, if it is one that can be run, with nothing beside it that cannot."""
+    family = document.get("model_type")
+    if family not in FAMILIES:
         raise UnsupportedModel(
-            f"config: model_type is {document.get('model_type')!r}; only 'llama' can be split over nodes"
+            f"config: model_type is {family!r}; only {', '.join(FAMILIES)} can be split over nodes"
         )
     if document.get("hidden_act", "silu") != "silu":
         raise UnsupportedModel(f"config: hidden_act is {document['hidden_act']!r}; only 'silu' can be run")
-    for feature in ("attention_bias", "mlp_bias", "quantization_config"):
+    for feature in ("mlp_bias", "quantization_config"):
         if document.get(feature):
             raise UnsupportedModel(
                 f"config: {feature} is {document[feature]!r}; models with it cannot be run"
             )
+    if family.startswith("qwen") and document.get("use_sliding_window"):
+        raise UnsupportedModel(
+            "config: use_sliding_window is true; Qwen models that slide in some layers cannot be run"
+        )
+    return family
+
+
+def _window(document: Mapping[str, object], family: str) -> int | None:
+    """Return how many tokens a token sees; None where it is all. Only Mistral slides in every layer."""
+    if family != "mistral" or document.get("sliding_window") is None:
+        return None
+    return _integer(document, "sliding_window")
 
 
 def _rope(document: Mapping[str, object]) -> Mapping[str, object]:

@@ -33,7 +33,10 @@ class RowCache(Protocol):
 
 def suits(model: Llama) -> bool:
     """Say whether decoding is to be done here rather than by the model itself."""
-    return torch.get_num_threads() <= _MOST_THREADS and next(model.parameters()).device.type == "cpu"
+    config = model.config
+    plain = not (config.input_bias or config.output_bias or config.head_norm or config.window)
+    few = torch.get_num_threads() <= _MOST_THREADS
+    return plain and few and next(model.parameters()).device.type == "cpu"
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""A Llama-family decoder in plain torch, whole or any contiguous part of it.
+"""A decoder of the Llama family (Llama, Mistral, Qwen2, Qwen3) in plain torch, whole or any contiguous part.
 
 Parameter names are Hugging Face's. The same code trains (no cache, [B, T] tokens) and decodes (a KV cache,
 B = 1). Shape letters: B sequences, T new rows (tokens) of each, S rows in all (cached and new), H hidden,
@@ -109,15 +109,17 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         queries, keys = config.heads * config.head_size, config.kv_heads * config.head_size
-        self.q_proj = nn.Linear(config.hidden_size, queries, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, keys, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
-        self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
+        self.q_proj = nn.Linear(config.hidden_size, queries, bias=config.input_bias)
+        self.k_proj = nn.Linear(config.hidden_size, keys, bias=config.input_bias)
+        self.v_proj = nn.Linear(config.hidden_size, keys, bias=config.input_bias)
+        self.o_proj = nn.Linear(queries, config.hidden_size, bias=config.output_bias)
+        norms = (RmsNorm(config.head_size, config.norm_epsilon) for _ in range(2))
+        self.q_norm, self.k_norm = norms if config.head_norm else (nn.Identity(), nn.Identity())
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], cache: Cache | None, layer: int) -> Tensor:
         batch, count, _ = x.shape
-        queries = _rotate(self._heads(self.q_proj(x), self.config.heads), *angles)
-        keys = _rotate(self._heads(self.k_proj(x), self.config.kv_heads), *angles)
+        queries = _rotate(self.q_norm(self._heads(self.q_proj(x), self.config.heads)), *angles)
+        keys = _rotate(self.k_norm(self._heads(self.k_proj(x), self.config.kv_heads)), *angles)
         values = self._heads(self.v_proj(x), self.config.kv_heads)
         if cache is not None:
             keys, values = cache.extend(layer, keys, values)
@@ -132,15 +134,20 @@ class Attention(nn.Module):
         """Return [B, N, T, D] from queries [B, N, T, D] and keys, values [B, K, S, D]."""
         batch, heads, count, size = queries.shape
         group = heads // self.config.kv_heads
+        window = self.config.window
+        if count == 1 and window is not None:
+            keys, values = keys[:, :, -window:], values[:, :, -window:]
         if count == 1:  # the G queries of a group see the same rows: no copy of the cache
             grouped = queries.view(batch, self.config.kv_heads, group, size)
             mixed = functional.scaled_dot_product_attention(grouped, keys, values)
             return mixed.reshape(batch, heads, 1, size)
         keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
         seen = keys.shape[2] - count
-        if not seen:
+        if not seen and (window is None or count <= window):
             return functional.scaled_dot_product_attention(queries, keys, values, is_causal=True)
-        mask = torch.ones(count, seen + count, dtype=torch.bool).tril(diagonal=seen)
+        mask = torch.ones(count, seen + count, dtype=torch.bool, device=queries.device).tril(diagonal=seen)
+        if window is not None:
+            mask = mask.triu(diagonal=seen - window + 1)
         return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
 
 

@@ -206,5 +206,9 @@ def test_a_node_refuses_parameters_that_are_not_those_of_the_configuration(folde
     wrong = {**start, "model.norm.weight": np.zeros(7, dtype=np.float32)}
     with pytest.raises(RequestRefused, match=r"model\.norm\.weight has shape \[7\]"):
         node(model, wrong)
-    with pytest.raises(ModelError, match="only 'llama' can be split"):
-        models.check_split(str(folder))
+
+
+@pytest.mark.parametrize("folder", ["gpt2"], indirect=True)
+def test_a_family_that_cannot_be_split_is_refused_by_name(folder, tmp_path):
+    with pytest.raises(ModelError, match="only llama, mistral, qwen2, qwen3 can be split"):
+        store(tmp_path).check_split(str(folder))

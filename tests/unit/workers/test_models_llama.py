@@ -34,6 +34,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "one key head": {"num_key_value_heads": 1},
     "wide heads": {"head_dim": 16},
     "llama3 rotary": {"rope_theta": None, "rope_parameters": LLAMA3},
+    "llama with biases": {"attention_bias": True},
+    "mistral": {"model_type": "mistral", "sliding_window": None},
+    "mistral with a window": {"model_type": "mistral", "sliding_window": 16, "tie_word_embeddings": False},
+    "qwen2": {"model_type": "qwen2"},
+    "qwen3": {"model_type": "qwen3", "head_dim": 16},
+    "qwen3 with biases": {
+        "model_type": "qwen3",
+        "head_dim": 16,
+        "attention_bias": True,
+        "rms_norm_eps": 1e-6,
+    },
 }
 
 
@@ -44,7 +55,11 @@ def pair(request: pytest.FixtureRequest) -> tuple[Llama, Any]:
     document = config_with(**request.param)
     config = parse_config(document)
     parameters = random_parameters(config)
-    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig.from_dict(document)).eval()
+    values = {key: value for key, value in document.items() if key != "model_type"}
+    theirs_config = transformers.AutoConfig.for_model(str(document["model_type"]), **values)
+    if "sliding_window" in request.param:  # null would be left out of a map, and means another default
+        theirs_config.sliding_window = request.param["sliding_window"]
+    theirs = transformers.AutoModelForCausalLM.from_config(theirs_config).eval()
     missing, unexpected = theirs.load_state_dict(parameters, strict=False)
     assert set(missing) <= ({"lm_head.weight"} if config.tied_embeddings else set())
     assert not unexpected
@@ -139,7 +154,10 @@ def test_building_does_not_copy_parameters() -> None:
         ({"model_type": "gpt2"}, UnsupportedModel, "model_type is 'gpt2'"),
         ({"model_type": None}, UnsupportedModel, "model_type is None"),
         ({"hidden_act": "gelu"}, UnsupportedModel, "hidden_act is 'gelu'"),
-        ({"attention_bias": True}, UnsupportedModel, "attention_bias"),
+        ({"mlp_bias": True}, UnsupportedModel, "mlp_bias"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, UnsupportedModel, "use_sliding_window"),
+        ({"model_type": "mistral", "sliding_window": 0}, BrokenModel, "sliding_window is 0"),
+        ({"model_type": "qwen3", "num_key_value_heads": None}, BrokenModel, "num_key_value_heads is None"),
         ({"quantization_config": {"bits": 4}}, UnsupportedModel, "quantization_config"),
         ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, UnsupportedModel, "rope_type is 'yarn'"),
         ({"rope_parameters": "far"}, BrokenModel, "rope_parameters"),

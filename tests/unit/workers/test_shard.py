@@ -77,6 +77,26 @@ def test_an_untied_model_is_split_too(make_ring: MakeRing) -> None:
     assert [entry["token"] for entry in ring.tokens("r")] == ring.reference()[0]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attention_bias": True},
+        {"model_type": "mistral", "sliding_window": 8},
+        {"model_type": "qwen2"},
+        {"model_type": "qwen3", "head_dim": 16},
+    ],
+)
+def test_every_family_is_split_and_requests_do_not_mix(make_ring: MakeRing, changes: dict[str, Any]) -> None:
+    ring = make_ring(model=tiny_model(**changes))
+    ring.deploy(THREE, config=config_with(**changes))
+    prompts = {"r1": "one", "r2": "another prompt, longer than a window"}
+    for request, prompt in prompts.items():
+        ring.generate("a", request, prompt=prompt)
+    for request, prompt in prompts.items():
+        ring.wait_done(request)
+        assert [entry["token"] for entry in ring.tokens(request)] == ring.reference(prompt)[0]
+
+
 def test_requests_share_the_ring_and_do_not_mix(make_ring: MakeRing) -> None:
     ring = make_ring()
     ring.deploy(THREE)
