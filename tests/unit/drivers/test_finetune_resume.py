@@ -19,19 +19,20 @@ class KilledWorld(World):
     def __init__(self):
         super().__init__()
         self.dead = threading.Event()
-        self.reached = threading.Event()
+        self.reached = threading.Semaphore(0)
 
     def kill_in(self, epoch: int, **values) -> str:
-        """Run a job up to `epoch`, in which the nodes never answer, and drop the process."""
+        """Run a job up to `epoch`, in which no node ever answers, and drop the process."""
 
         def stall(report, _delta):
             if report["epoch"] == epoch and not self.dead.is_set():
-                self.reached.set()
+                self.reached.release()
                 assert self.dead.wait(10)
 
         self.workers.spoil = dict.fromkeys(NODES, stall)
         job = self.submit(**values).id
-        assert self.reached.wait(10)
+        for _ in NODES:  # with all of them there, no message of before is under way any more
+            assert self.reached.acquire(timeout=10)
         deadline = time.monotonic() + 10
         while epoch and self.checkpoints.saved != list(range(1, epoch + 1)):
             assert time.monotonic() < deadline, self.checkpoints.saved
