@@ -277,7 +277,7 @@ def test_a_channel_can_be_turned_away_before_it_is_read(authority: TestAuthority
     with closing(Orchestrator(authority, on_channel=refuse)) as served:
         with closing(connect(authority, served.port)) as channel:
             assert channel.wait_closed(5)
-        assert served.server.channels == ()
+        wait_until(lambda: served.server.channels == (), what="the server has dropped the connection")
         assert served.seen == []
 
 
