@@ -23,6 +23,7 @@ from orchestrator.inference.probes import LayerProbes
 from orchestrator.inference.request import DeploymentRequest
 from orchestrator.inference.run import (
     COMMAND_TIMEOUT_S,
+    ENDED,
     PREPARE_TIMEOUT_S,
     DeploymentRun,
     placement_json,
@@ -157,7 +158,7 @@ class SplitDeployments:
     def models(self) -> dict[str, list[str]]:
         """Give the names that requests may use, each with its deployments: their ids, and shared names."""
         with self._lock:
-            runs = sorted(self._runs.items())
+            runs = sorted(item for item in self._runs.items() if item[1].state not in ENDED)
         found = {deployment: [deployment] for deployment, _ in runs}
         for deployment, run in runs:
             if run.name is not None and run.name not in self._runs:

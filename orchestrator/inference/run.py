@@ -42,7 +42,7 @@ PREPARE_TIMEOUT_S = 120.0
 COMMAND_TIMEOUT_S = 10.0
 _CONTEXT_TOKENS = 1024
 _THREADS = 16
-_ENDED = ("failed", "retired")
+ENDED = ("failed", "retired")
 
 
 class DeploymentRun:
@@ -180,7 +180,7 @@ class DeploymentRun:
         network = self._northbound.network()
         now_s = self._clock.monotonic_s()
         self._carry_out(engine.handle(m.DeployRequested(now_s=now_s, nodes=states, network=network)))
-        while self.state not in _ENDED:
+        while self.state not in ENDED:
             self._carry_out(engine.handle(self._next_event(model)))
 
     def _next_event(self, model: Model) -> m.Event:
@@ -365,11 +365,11 @@ class DeploymentRun:
             self._state, self._reason = state, reason
         log.info("deployment %s: %s: %s", self.deployment, state, reason)
         described = self.describe()
-        ended_at = self._clock.unix_s() if state in _ENDED else None
+        ended_at = self._clock.unix_s() if state in ENDED else None
         self._store.update(
             self.deployment, state=state, reason=reason, ended_at=ended_at, summary=_summary(described)
         )
-        self._events.publish(self.deployment, "state", {**described, "final": state in _ENDED})
+        self._events.publish(self.deployment, "state", {**described, "final": state in ENDED})
 
 
 def placement_json(placement: Placement) -> Json:

@@ -329,6 +329,7 @@ def test_a_preview_changes_nothing_and_an_ended_deployment_refuses(world):
     assert len(world.prepared) == sent
     world.deployments.undeploy(deployment)
     world.wait(deployment, ("retired",))
+    assert deployment not in world.deployments.models()
     while deployment in world.deployments.live():
         assert world.store.get(deployment).state == "retired"
     with pytest.raises(Conflict, match="retired"):
