@@ -25,6 +25,7 @@ _DRAINED_BYTES = 16 * _BODY_LIMIT_BYTES
 """What the server still reads of a body, so that its sender gets the refusal instead of a reset."""
 _THREADS = 320
 """Each reader of a stream holds one."""
+_CONNECTIONS = 2 * _THREADS
 _BACKLOG = 128
 
 
@@ -71,6 +72,8 @@ class ApiServer:
             app,
             sockets=[listening],
             threads=_THREADS,
+            connection_limit=_CONNECTIONS,
+            asyncore_use_poll=True,  # select() ends at descriptor 1023
             ident=None,
             channel_request_lookahead=1,  # notices readers of a stream that vanish
             outbuf_high_watermark=1 << 20,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from contextlib import ExitStack
 
 import pytest
 import requests
@@ -42,6 +43,17 @@ def test_events_arrive_as_they_happen_on_many_streams_beside_other_requests(serv
         lines = stream.iter_lines(chunk_size=1, decode_unicode=True)
         assert next(line for line in lines if line.startswith("event")) == "event: epoch"
         stream.close()
+
+
+def test_two_hundred_readers_are_served_at_once_and_others_beside_them(served):
+    request = b"GET /api/v1/jobs/job-1/events HTTP/1.1\r\nHost: x\r\n\r\n"
+    with ExitStack() as readers:
+        for _ in range(200):
+            reader = readers.enter_context(socket.create_connection(("127.0.0.1", served.server.port)))
+            reader.sendall(request)
+        until(lambda: served.events.watchers() == 200)
+        assert requests.get(f"{served.url}/healthz", timeout=5).json() == {"status": "ok"}
+    until(lambda: served.events.watchers() == 0)
 
 
 def test_a_reader_that_vanishes_is_forgotten(served):
