@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from workers.models.errors import BrokenModel, UnsupportedModel
 
 F32_BYTES = 4
+_MISTRAL_WINDOW = 4096
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _LIMITS = {
     "vocab_size": 1_000_000,
@@ -215,10 +216,13 @@ def _family(document: Mapping[str, object]) -> str:
 
 
 def _window(document: Mapping[str, object], family: str) -> int | None:
-    """Return how many tokens a token sees; None where it is all. Only Mistral slides in every layer."""
-    if family != "mistral" or document.get("sliding_window") is None:
+    """Return how many tokens a token sees; None where it is all. Only Mistral slides in every layer.
+
+    A file that says nothing of it means the family's usual one, as in transformers; null means none.
+    """
+    if family != "mistral" or document.get("sliding_window", _MISTRAL_WINDOW) is None:
         return None
-    return _integer(document, "sliding_window")
+    return _integer(document, "sliding_window", default=_MISTRAL_WINDOW)
 
 
 def _rope(document: Mapping[str, object]) -> Mapping[str, object]:

@@ -140,6 +140,15 @@ def test_shapes_by_configuration_are_those_of_the_module() -> None:
         assert sum(value.numel() for value in module.parameters()) == config.parameters
 
 
+@pytest.mark.parametrize(
+    ("values", "window"), [({}, 4096), ({"sliding_window": None}, None), ({"sliding_window": 64}, 64)]
+)
+def test_a_mistral_that_says_nothing_of_its_window_has_the_usual_one(
+    values: dict[str, object], window: int | None
+) -> None:
+    assert parse_config({**TINY, "model_type": "mistral", **values}).window == window
+
+
 def test_building_does_not_copy_parameters() -> None:
     config = parse_config(TINY)
     parameters = random_parameters(config)
