@@ -31,7 +31,7 @@ class ApiKeys:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"api_keys_file {path}: cannot be read: {error}") from error
-        keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        keys = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
         if not keys:
             raise ConfigError(f"api_keys_file {path}: has no key; write one on a line, or leave the file out")
         short = next((number for number, key in enumerate(keys, 1) if len(key) < _SHORTEST), None)

@@ -265,7 +265,9 @@ def test_one_model_can_be_looked_up(serving):
 @pytest.fixture
 def keyed(make_world, tmp_path):
     path = tmp_path / "keys"
-    path.write_text("# of the laboratory\nthe-key-of-the-first\n\nthe-key-of-the-second\n")
+    path.write_text(
+        "# of the laboratory\n  # and a comment further in\nthe-key-of-the-first\n\nthe-key-of-the-second\n"
+    )
     return make_world(api_keys_file=path)
 
 
@@ -277,6 +279,7 @@ def keyed(make_world, tmp_path):
         ("Bearer the-key-of-nobody", 401),
         ("Basic the-key-of-the-first", 401),
         ("Bearer # of the laboratory", 401),
+        ("Bearer # and a comment further in", 401),
         ("Bearer the-key-of-the-first", 200),
         ("bearer the-key-of-the-second", 200),
     ],
