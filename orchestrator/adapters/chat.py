@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,8 +41,8 @@ class ChatTemplate:
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         environment.filters["tojson"] = _json
-        environment.globals["raise_exception"] = _refuse
-        self._tokens = {"bos_token": begin_token, "eos_token": end_token}
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+        self._given = {"bos_token": begin_token, "eos_token": end_token, "tools": None, "documents": None}
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
@@ -67,7 +68,7 @@ class ChatTemplate:
             InvalidRequest: the template refuses the messages.
         """
         try:
-            return self._template.render(messages=list(messages), add_generation_prompt=True, **self._tokens)
+            return self._template.render(messages=list(messages), add_generation_prompt=True, **self._given)
         except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {error}", field="messages"
@@ -76,6 +77,11 @@ class ChatTemplate:
 
 def _refuse(reason: object) -> NoReturn:
     raise _Refused(str(reason))
+
+
+def _now(form: str) -> str:
+    """Return the date, which some templates tell the model."""
+    return datetime.now().strftime(form)
 
 
 def _json(value: Any, indent: int | None = None) -> str:

@@ -47,6 +47,15 @@ def test_a_file_of_its_own_goes_before_and_of_several_the_default_is_taken(tmp_p
     assert ChatTemplate.of_folder(folder(tmp_path, config, "of the file")).write(TALK) == "of the file"
 
 
+def test_a_template_finds_what_transformers_gives_it() -> None:
+    source = (
+        "{% if tools is not none or documents is not none %}tools{% endif %}"
+        "{% if strftime_now is defined %}{{ strftime_now('%Y') | int > 2000 }}{% endif %}"
+        "{{ messages[1].content }}"
+    )
+    assert ChatTemplate(source).write(TALK) == "TrueHi"
+
+
 def test_a_model_without_a_template_gets_the_plain_form(tmp_path: Path) -> None:
     assert ChatTemplate.of_folder(tmp_path).write(TALK) == "System:  Be brief. \nUser: Hi\nAssistant:"
 
