@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from orchestrator.adapters.worker_pool import LiveWorkerPool
 from orchestrator.api.app import ApiServer, create_app
 from orchestrator.api.services import Services
 from orchestrator.clock import SystemClock, random_id
-from orchestrator.config import Config
+from orchestrator.config import Config, cache_directory
 from orchestrator.core.model import ORCHESTRATOR
 from orchestrator.errors import ConfigError
 from orchestrator.events import EventLog
@@ -89,7 +88,7 @@ def start(config: Config, *, resume: bool = True) -> Process:
     )
     tellings = () if token is None else _tellings(config, token, pool, transfers)
     models = FolderModels(
-        cache_dir=config.cache_dir or _cache_directory(), tuned_dir=state_dir / "models", seed=config.seed
+        cache_dir=config.cache_dir or cache_directory(), tuned_dir=state_dir / "models", seed=config.seed
     )
     jobs = FinetuneJobs(
         pool=pool,
@@ -190,8 +189,3 @@ def _private_directory(path: Path) -> Path:
             f"state_dir {path} cannot be used: {error.strerror}; name a writable one"
         ) from error
     return path.resolve()
-
-
-def _cache_directory() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "utopia"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -43,6 +44,12 @@ class Config(BaseModel):
             return str(ipaddress.ip_address(value))
         except ValueError as error:
             raise ValueError("must be an IP address of this machine in the data network") from error
+
+
+def cache_directory() -> Path:
+    """Return where things that can be made again are kept for this user."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "utopia"
 
 
 def load(path: Path | str) -> Config:

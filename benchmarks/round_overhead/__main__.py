@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 import benchmarks.round_overhead as package
-from benchmarks import envelope
-from benchmarks.round_overhead import arms, environments, figures, model
+from benchmarks import envelope, environments
+from benchmarks.round_overhead import arms, figures, model
 from orchestrator.adapters.certificates import Authority
 
+_PEERS = Path(__file__).parent / "peers"
 _INSIDE = "UTOPIA_ROUND_OVERHEAD_INSIDE"
 _FLOWER_CLIENT_BYTES = 1 << 30
 _SPARE_BYTES = 2 << 30
@@ -35,7 +36,7 @@ def main() -> int:
     options = _options()
     if os.environ.get(_INSIDE) is None:
         for peer in options.peers:
-            environments.python_of(peer, options.cache, make=not options.quick)
+            environments.python_of(peer, options.cache, make=not options.quick, pins=_PEERS)
         return _go_inside()
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True, timeout=10)
     rows: list[dict[str, Any]] = []
@@ -65,8 +66,7 @@ def _options() -> argparse.Namespace:
         "--group", action="append", choices=GROUPS, help="measure this group only; may be repeated"
     )
     parser.add_argument("--peers", nargs="*", choices=("flower", "ray"), default=["flower", "ray"])
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "utopia" / "peers"
-    parser.add_argument("--cache", type=Path, default=cache, help="where the peers' environments are kept")
+    environments.add_cache_option(parser)
     options = parser.parse_args()
     if options.repeats < 1:
         parser.error(f"--repeats is {options.repeats}; it must be at least 1")
@@ -92,7 +92,8 @@ def _plans(group: str, options: argparse.Namespace, folder: Path, failed: list[s
     own = [arms.ours(link, workers=workers, quick=quick) for link in ("plain", "tls")]
     floor = arms.gloo(workers=workers, quick=quick)
     peer = "ray" if group == "light" else "flower"
-    python = environments.python_of(peer, options.cache, make=False) if peer in options.peers else None
+    wanted = peer in options.peers
+    python = environments.python_of(peer, options.cache, make=False, pins=_PEERS) if wanted else None
     if python is None:
         failed.append(f"{peer} is not installed or was not asked for")
     if group == "light":

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import benchmarks.split_overhead as package
-from benchmarks import envelope
+from benchmarks import envelope, environments
 from benchmarks.split_overhead import figures
 
 PARTS = ("single", "stages", "batch", "hop")
@@ -52,8 +52,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--pairs", type=int, default=9, help="pairs of runs of each comparison (default 9)")
     parser.add_argument("--seed", type=int, default=0, help="of the model's parameters")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "utopia" / "peers"
-    parser.add_argument("--cache", type=Path, default=cache, help="where the peers' environments are kept")
+    environments.add_cache_option(parser)
     options = parser.parse_args()
     if options.pairs < 1:
         parser.error(f"--pairs is {options.pairs}; it must be at least 1")

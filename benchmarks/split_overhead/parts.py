@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.round_overhead import arms, environments
+from benchmarks import environments
+from benchmarks.round_overhead import arms
 from benchmarks.split_overhead import figures, hop, model
 from benchmarks.split_overhead.nodes import Workers
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from benchmarks.stragglers.training import RealTraining
 from orchestrator.adapters.models import FolderModels
+from orchestrator.config import cache_directory
 from orchestrator.finetune.data import Dealing, split
 from scenarios.schema import Training
 
@@ -32,7 +31,7 @@ class SmallJob:
 
 def cached_models() -> FolderModels:
     """Return the models of this machine's cache, among them the built-in one."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "utopia"
+    cache = cache_directory()
     return FolderModels(cache_dir=cache, tuned_dir=cache / "tuned", seed=MODEL_SEED)
 
 

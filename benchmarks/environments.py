@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import shutil
 import subprocess
@@ -9,11 +10,18 @@ import sys
 import venv
 from pathlib import Path
 
-_PEERS = Path(__file__).parent / "peers"
+from orchestrator.config import cache_directory
+
 _INSTALL_TIMEOUT_S = 900
 
 
-def python_of(peer: str, cache: Path, *, make: bool, pins: Path = _PEERS) -> Path | None:
+def add_cache_option(parser: argparse.ArgumentParser) -> None:
+    """Let the command line say where the environments are kept."""
+    cache = cache_directory() / "peers"
+    parser.add_argument("--cache", type=Path, default=cache, help="where the peers' environments are kept")
+
+
+def python_of(peer: str, cache: Path, *, make: bool, pins: Path) -> Path | None:
     """Give the interpreter of the environment of `peer`; None if there is none and none is to be made.
 
     `pins`: the folder whose `<peer>.txt` lists what it holds.
