@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
@@ -24,6 +25,19 @@ def root(tmp_path, monkeypatch, no_openvswitch):
 
 @pytest.fixture
 def sleeper():
+    with _sleeping() as process:
+        yield process
+
+
+@pytest.fixture
+def part():
+    """Another one, as part of a testbed."""
+    with _sleeping() as process:
+        yield process
+
+
+@contextmanager
+def _sleeping():
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     yield process
     process.kill()

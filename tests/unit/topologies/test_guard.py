@@ -26,14 +26,6 @@ def testbed_of(root, monkeypatch):
     return write
 
 
-@pytest.fixture
-def part():
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    yield process
-    process.kill()
-    process.wait()
-
-
 def guard_until_the_end_of(process, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["guard", "aa", str(os.pidfd_open(process.pid))])
     process.kill()
