@@ -51,7 +51,7 @@ class Workers:
         self._pool = LiveWorkerPool(authority=authority, clock=SystemClock())
         joined = threading.Semaphore(0)
         self._pool.subscribe(lambda event: joined.release() if event.kind == "node_joined" else None)
-        self._pool.on_notification("token", lambda _node, fields: self._told.put(("token", fields)))
+        self._pool.on_notification("token", self._hear_token)
         self._pool.on_notification("done", lambda _node, fields: self._told.put(("done", fields)))
         self.ports = {name: _free_port() for name in self.names}
         context = multiprocessing.get_context("spawn")
@@ -133,12 +133,15 @@ class Workers:
         while running:
             kind, fields = self._told.get(timeout=max(0.0, deadline_s - time.monotonic()))
             if kind == "token":
-                made[fields["request"]].append({**fields, "heard_s": time.monotonic()})
+                made[fields["request"]].append(fields)
                 continue
             if fields["finish_reason"] != "length":
                 raise RuntimeError(f"a request ended with {fields['finish_reason']}: {fields.get('detail')}")
             running.discard(fields["request"])
         return list(made.values())
+
+    def _hear_token(self, _node: str, fields: Mapping[str, Any]) -> None:
+        self._told.put(("token", {**fields, "heard_s": time.monotonic()}))
 
     def close(self) -> None:
         """End the workers."""
