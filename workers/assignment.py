@@ -8,7 +8,8 @@ from typing import Any
 
 from workers import fields
 from workers.errors import ModelError, RequestRefused
-from workers.models.config import LlamaConfig, check_layers, parse_config
+from workers.models.config import parse_config
+from workers.models.model_config import ModelConfig, check_layers
 
 _LONGEST_TOKENIZER = 16 << 20
 
@@ -32,7 +33,7 @@ class Assignment:
     deployment: str
     epoch: int
     model: str
-    config: LlamaConfig
+    config: ModelConfig
     head: bool
     first_layer: int
     end_layer: int
@@ -106,7 +107,7 @@ class Assignment:
         )
 
 
-def _config(message: Mapping[str, Any]) -> LlamaConfig:
+def _config(message: Mapping[str, Any]) -> ModelConfig:
     try:
         return parse_config(fields.section(message, "config"))
     except ModelError as error:
@@ -120,7 +121,7 @@ def _roles(message: Mapping[str, Any]) -> tuple[bool, bool]:
     return "head" in roles, "stage" in roles
 
 
-def _layers(message: Mapping[str, Any], config: LlamaConfig) -> tuple[int, int]:
+def _layers(message: Mapping[str, Any], config: ModelConfig) -> tuple[int, int]:
     first_layer, end_layer = fields.integer(message, "first_layer"), fields.integer(message, "end_layer")
     try:
         check_layers(config, first_layer, end_layer)

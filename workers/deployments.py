@@ -14,8 +14,8 @@ from workers.errors import RequestRefused
 from workers.head import Head
 from workers.kv_cache import Budget, MemoryBudget, SequenceReserve, cache_bytes
 from workers.layer_store import HEAD, LayerStore, Parameters
-from workers.models.config import F32_BYTES
 from workers.models.loader import digest
+from workers.models.model_config import F32_BYTES
 from workers.peers import PeerLink, PeerLinks
 from workers.stage import Stage
 

@@ -215,7 +215,8 @@ class Head:
             generation.replayed = len(generation.tokens) if generation.stage else 0
             generation.stage, generation.cached = stage, 0
         position = generation.cached
-        rows = stage.embed(generation.tokens[position:])
+        tokens = generation.tokens[position:]
+        rows = stage.embed(tokens, range(position, position + len(tokens)))
         if stage.assignment.starts_ring:
             try:
                 rows = stage.prefill(generation.request, position, rows)
@@ -226,8 +227,9 @@ class Head:
 
     def _send_together(self, generations: list[Generation], stage: Stage) -> None:
         """Send the next row of each of several sequences."""
-        rows = stage.embed([generation.tokens[-1] for generation in generations])
         places = [self._next_pass(generation) for generation in generations]
+        tokens = [generation.tokens[-1] for generation in generations]
+        rows = stage.embed(tokens, [place.position for place in places])
         if stage.assignment.starts_ring:
             generations, rows = self._step(stage, generations, places, rows)
             places = [place for place in places if place.request in self._generations]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from workers.errors import WorkersError
-from workers.models.config import LlamaConfig
+from workers.models.model_config import ModelConfig
 
 _BLOCK_TOKENS = 64
 """A cache grows by doubling, but never by less than this."""
@@ -124,7 +124,7 @@ class KvCache:
 
     def __init__(
         self,
-        config: LlamaConfig,
+        config: ModelConfig,
         *,
         first_layer: int,
         end_layer: int,
@@ -221,6 +221,6 @@ class KvCache:
         return torch.empty(len(self._layers), 2, 1, self._config.kv_heads, tokens, self._config.head_size)
 
 
-def cache_bytes(config: LlamaConfig, *, layers: int, tokens: int) -> int:
+def cache_bytes(config: ModelConfig, *, layers: int, tokens: int) -> int:
     """Return the bytes of the caches of one sequence of `tokens` tokens in `layers` layers."""
     return layers * tokens * config.kv_bytes_per_token_and_layer

@@ -13,8 +13,8 @@ import torch
 
 from workers.errors import RequestRefused
 from workers.kv_cache import MemoryBudget
-from workers.models.config import F32_BYTES, LlamaConfig, parameter_shapes
-from workers.models.llama import check_parameters
+from workers.models.chain import check_parameters
+from workers.models.model_config import F32_BYTES, ModelConfig, parameter_shapes
 
 HEAD = -1
 """The unit of embedding, final norm and LM head; others are layer numbers."""
@@ -40,7 +40,7 @@ class LayerStore:
     def acquire(
         self,
         model: str,
-        config: LlamaConfig,
+        config: ModelConfig,
         units: list[int],
         sent: Mapping[str, torch.Tensor],
         *,
@@ -114,7 +114,7 @@ class LayerStore:
             self._units[model, unit] = _Unit(parameters=parameters, size_bytes=sizes[unit])
 
 
-def _shapes(config: LlamaConfig, unit: int) -> dict[str, tuple[int, ...]]:
+def _shapes(config: ModelConfig, unit: int) -> dict[str, tuple[int, ...]]:
     if unit == HEAD:
         return parameter_shapes(config, first_layer=0, end_layer=0, head=True)
     return parameter_shapes(config, first_layer=unit, end_layer=unit + 1, head=False)

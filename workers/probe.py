@@ -9,16 +9,17 @@ import torch
 
 from workers.device import Pacer, forward_s
 from workers.kv_cache import KvCache, MemoryBudget, cache_bytes
-from workers.models.config import F32_BYTES, LlamaConfig
-from workers.models.decoder import Decoder, suits
-from workers.models.llama import Llama
+from workers.models.chain import Chain
+from workers.models.decoder import Decoder, decoder_of
+from workers.models.model_config import F32_BYTES, ModelConfig
+from workers.models.split import make
 
 DECODE_RUNS = 7
 PREFILL_ROWS = 64
 
 
 def probe_layer(
-    config: LlamaConfig, pacer: Pacer, budget: MemoryBudget, *, ending: threading.Event
+    config: ModelConfig, pacer: Pacer, budget: MemoryBudget, *, ending: threading.Event
 ) -> dict[str, float]:
     """Return `decode_s`, one token through one layer (median), and `prefill_s_per_token`, in seconds.
 
@@ -33,8 +34,8 @@ def probe_layer(
     )
     budget.reserve(size_bytes, "measuring one layer")
     try:
-        layer = Llama(config, first_layer=0, end_layer=1, head=False)
-        decoder = Decoder(layer) if suits(layer) else None
+        layer = make(config, first_layer=0, end_layer=1, head=False)
+        decoder = decoder_of(layer)
         cache = KvCache(config, first_layer=0, end_layer=1, limit_tokens=rows + DECODE_RUNS + 1)
 
         def timed_s(count: int) -> float:
@@ -50,7 +51,7 @@ def probe_layer(
 
 
 def _timed_s(
-    layer: Llama,
+    layer: Chain,
     decoder: Decoder | None,
     cache: KvCache,
     pacer: Pacer,

@@ -20,8 +20,8 @@ from workers.device import Pacer, forward_s
 from workers.kv_cache import Budget, CacheError, KvCache
 from workers.layer_store import Parameters
 from workers.models import kernels
-from workers.models.decoder import Decoder, suits
-from workers.models.llama import build
+from workers.models.decoder import decoder_of
+from workers.models.split import build
 from workers.models.tokenizer import Tokenizer
 from workers.peers import PeerLink
 from workers.sampling import GREEDY, Choice, Sampling, choose
@@ -87,12 +87,12 @@ class Stage:
             end_layer=assignment.end_layer,
             head=assignment.head,
         )
-        self._decoder = Decoder(self._model) if suits(self._model) else None
+        self._decoder = decoder_of(self._model)
 
-    def embed(self, tokens: Sequence[int]) -> Rows:
-        """Return the rows [T, H] of tokens; the head only."""
+    def embed(self, tokens: Sequence[int], positions: Sequence[int]) -> Rows:
+        """Return the rows [T, H] of tokens that stand at `positions` of their sequences; the head only."""
         with torch.inference_mode():
-            rows: Rows = self._model.embed(torch.tensor(tokens)).numpy()
+            rows: Rows = self._model.embed(torch.tensor(tokens), torch.tensor(positions)).numpy()
         return rows
 
     def prefill(self, request: str, position: int, rows: Rows) -> Rows:

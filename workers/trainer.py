@@ -26,7 +26,7 @@ from workers.local_data import read_folder
 from workers.lora import Lora, adapter_shapes
 from workers.lora_layers import attach
 from workers.models.architecture import Architecture, Shapes, architecture
-from workers.models.llama import check_parameters
+from workers.models.chain import check_parameters
 from workers.models.loader import digest
 from workers.models.tokenizer import Tokenizer
 from workers.models.trainable import build

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.models.config import parameter_shapes, parse_config
+from workers.models.config import parse_config
+from workers.models.model_config import parameter_shapes
 
 Arrays = dict[str, NDArray[np.float32]]
 

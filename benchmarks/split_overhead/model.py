@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workers.models.config import parameter_shapes, parse_config
+from workers.models.config import parse_config
 from workers.models.loader import write_folder
+from workers.models.model_config import parameter_shapes
 
 PROMPT = tuple(range(11, 27))
 _DEVIATION = 0.02

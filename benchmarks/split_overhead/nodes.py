@@ -26,8 +26,9 @@ from orchestrator.clock import SystemClock
 from workers import agent
 from workers.config import WorkerConfig
 from workers.device import DeviceProfile
-from workers.models.config import parameter_shapes, parse_config
+from workers.models.config import parse_config
 from workers.models.loader import digest
+from workers.models.model_config import parameter_shapes
 from workers.shard import ShardHost
 
 _ADDRESS = "127.0.0.1"

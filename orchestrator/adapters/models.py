@@ -25,6 +25,7 @@ from workers.errors import ModelError as WorkersModelError
 from workers.models import corpus, embedded, loader
 from workers.models.architecture import Architecture, architecture
 from workers.models.config import parse_config
+from workers.models.model_config import parameter_shapes
 from workers.models.tokenizer import Tokenizer
 from workers.models.trainable import build
 from workers.models.trainable import loss as loss_of
@@ -56,9 +57,9 @@ class FolderModels:
         return _translated(lambda: _describe_folder(self._folder(name)))
 
     def check_split(self, name: str) -> None:
-        """Refuse a model that cannot be split, without reading or making it."""
+        """Refuse a model that cannot be split, by its configuration, its tokeniser and its files' headers."""
         if name != EMBEDDED:
-            _translated(lambda: parse_config(loader.read_config(self._folder(name))))
+            _translated(lambda: _check_split_folder(self._folder(name)))
 
     def check_data(self, data: str) -> None:
         """Refuse a text that cannot be read, without reading it.
@@ -194,9 +195,15 @@ class FolderModels:
 
 def _describe_folder(folder: Path) -> Architecture:
     found = architecture(loader.read_config(folder))
-    loader.check_folder(folder, found)
+    loader.check_folder(folder, found.shapes, prefix=found.prefix)
     loader.read_tokenizer_json(folder)
     return found
+
+
+def _check_split_folder(folder: Path) -> None:
+    config = parse_config(loader.read_config(folder))
+    loader.check_folder(folder, parameter_shapes(config), prefix=config.prefix)
+    Tokenizer.of_folder(folder)
 
 
 def _read(name: str, folder: Path) -> Model:

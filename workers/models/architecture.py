@@ -1,7 +1,7 @@
 """What fine-tuning has to know of a model, from its `config.json` alone: parameters, shapes, projections.
 
-A model that this package can also split (`config.parse_config`) is trained by the code that serves it; any
-other of the known families by the transformers library (`library`). No torch here.
+A model of the Llama family that can be split (`config.parse_config`) is trained by the code that serves it;
+any other of the known families by the transformers library (`library`). No torch here.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from workers.lora import Projection
-from workers.models.config import LlamaConfig, parameter_shapes, parse_config
+from workers.models.config import parse_config
 from workers.models.errors import UnsupportedModel
+from workers.models.llama_config import LlamaConfig
+from workers.models.model_config import parameter_shapes
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -52,6 +54,8 @@ def architecture(document: Mapping[str, object]) -> Architecture:
     try:
         config = parse_config(document)
     except UnsupportedModel:
+        config = None
+    if not isinstance(config, LlamaConfig):
         from workers.models import library  # torch and transformers: seconds, and only where they are needed
 
         return library.describe(document)
@@ -68,6 +72,6 @@ def architecture(document: Mapping[str, object]) -> Architecture:
             for name, shape in shapes.items()
             if ".layers." in name and len(shape) == 2
         },
-        prefix="model.",
+        prefix=config.prefix,
         own=config,
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,9 +15,11 @@ import torch
 
 from workers import memory
 from workers.models import kernels
+from workers.models.chain import Chain
 from workers.models.llama import Llama
 
 Array = np.ndarray[Any, Any]
+_NONE = np.zeros(0, dtype=np.float32)
 _MOST_THREADS = 2
 """With more, torch's own products read memory faster than one core can."""
 
@@ -31,12 +34,11 @@ class RowCache(Protocol):
         """Take note that every layer has got its next row."""
 
 
-def suits(model: Llama) -> bool:
-    """Say whether decoding is to be done here rather than by the model itself."""
-    config = model.config
-    plain = not (config.input_bias or config.output_bias or config.head_norm or config.window)
+def decoder_of(model: Chain) -> Decoder | None:
+    """Return what is to decode with a model; None where the model itself is to."""
     few = torch.get_num_threads() <= _MOST_THREADS
-    return plain and few and next(model.parameters()).device.type == "cpu"
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    return Decoder(model) if isinstance(model, Llama) and few and on_cpu else None
 
 
 @functools.cache
@@ -45,9 +47,10 @@ def compile_kernels() -> None:
     row, matrix, cache = (np.zeros(shape, dtype=np.float32) for shape in ((2,), (2, 2), (2, 1, 1, 2)))
     for count in (1, 2, 4):
         rows = np.zeros((count, 2), dtype=np.float32)
-        kernels.project(rows, row, 1.0, matrix, matrix, matrix, rows, rows, rows, rows)
-        kernels.finish(rows, rows, matrix, row, 1.0, matrix, matrix, matrix, rows, rows, rows)
-    kernels.attend(row, row, row, row, row, cache, 0, row, row)
+        kernels.project(rows, row, 1.0, matrix, matrix, matrix, row, row, row, rows, rows, rows, rows)
+        kernels.normalise_heads(rows, row, 1.0)
+        kernels.finish(rows, rows, matrix, row, row, 1.0, matrix, matrix, matrix, rows, rows, rows)
+    kernels.attend(row, row, row, row, row, cache, 0, 0, row, row)
     kernels.best(row)
 
 
@@ -70,20 +73,23 @@ class Decoder:
         scratch = self._room(len(rows))
         epsilon = self._config.norm_epsilon
         angles = [self._rotary.row(position) for position in positions]
-        for layer, (norms, query, key, value, output, gate, up, down) in zip(
-            self._numbers, self._layers, strict=True
-        ):
+        firsts = [self._first_seen(position) for position in positions]
+        places = list(zip(firsts, positions, angles, caches, strict=True))
+        for layer, part in zip(self._numbers, self._layers, strict=True):
             kernels.project(
-                rows, norms[0], epsilon, query, key, value,
+                rows, part.norms[0], epsilon, *part.inputs, *part.input_biases,
                 scratch.normed, scratch.queries, scratch.keys, scratch.values,
             )  # fmt: skip
-            for m, (position, (cos, sin), cache) in enumerate(zip(positions, angles, caches, strict=True)):
+            if self._config.head_norm:
+                kernels.normalise_heads(scratch.queries, part.head_norms[0], epsilon)
+                kernels.normalise_heads(scratch.keys, part.head_norms[1], epsilon)
+            for m, (first, position, (cos, sin), cache) in enumerate(places):
                 kernels.attend(
                     scratch.queries[m], scratch.keys[m], scratch.values[m], cos, sin,
-                    cache.room_for_one(layer), position, scratch.scores, scratch.mixed[m],
+                    cache.room_for_one(layer), first, position, scratch.scores, scratch.mixed[m],
                 )  # fmt: skip
             kernels.finish(
-                rows, scratch.mixed, output, norms[1], epsilon, gate, up, down,
+                rows, scratch.mixed, part.output, part.output_bias, part.norms[1], epsilon, *part.forward,
                 scratch.normed, scratch.gates, scratch.ups,
             )  # fmt: skip
         for cache in caches:
@@ -98,6 +104,11 @@ class Decoder:
         kernels.normalise(rows, norm, self._config.norm_epsilon, normed)
         kernels.multiply(table, normed, logits)
         return logits
+
+    def _first_seen(self, position: int) -> int:
+        """Return the first position that the row at `position` sees."""
+        window = self._config.window
+        return 0 if window is None else max(0, position + 1 - window)
 
     def _room(self, count: int) -> _Scratch:
         if len(self._scratch.normed) != count:
@@ -121,15 +132,40 @@ class _Scratch:
         self.scores = memory.empty((config.context_tokens,))
 
 
-def _layer(model: Llama, layer: int) -> tuple[Any, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layer:
+    """One layer's parameters, as the kernels take them: of queries, keys and values in that order."""
+
+    norms: tuple[Array, Array]
+    inputs: tuple[Array, ...]
+    input_biases: tuple[Array, ...]
+    head_norms: tuple[Array, ...]
+    output: Array
+    output_bias: Array
+    forward: tuple[Array, ...]
+
+
+def _layer(model: Llama, layer: int) -> _Layer:
     part = model.model.layers[str(layer)]
     attention, forward = part.self_attn, part.mlp
-    norms = _array(part.input_layernorm.weight), _array(part.post_attention_layernorm.weight)
-    matrices = (
-        attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
-        forward.gate_proj, forward.up_proj, forward.down_proj,
-    )  # fmt: skip
-    return (norms, *(_array(matrix.weight) for matrix in matrices))
+    inputs = attention.q_proj, attention.k_proj, attention.v_proj
+    head_norms = (attention.q_norm, attention.k_norm) if model.config.head_norm else ()
+    return _Layer(
+        norms=(_array(part.input_layernorm.weight), _array(part.post_attention_layernorm.weight)),
+        inputs=tuple(_array(projection.weight) for projection in inputs),
+        input_biases=tuple(_bias(projection) for projection in inputs),
+        head_norms=tuple(_array(norm.weight) for norm in head_norms),
+        output=_array(attention.o_proj.weight),
+        output_bias=_bias(attention.o_proj),
+        forward=tuple(
+            _array(projection.weight)
+            for projection in (forward.gate_proj, forward.up_proj, forward.down_proj)
+        ),
+    )
+
+
+def _bias(projection: torch.nn.Linear) -> Array:
+    return _NONE if projection.bias is None else _array(projection.bias)
 
 
 def _head(model: Llama) -> tuple[Array, Array]:

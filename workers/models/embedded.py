@@ -19,8 +19,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from workers.models import corpus
-from workers.models.config import parse_config
+from workers.models import corpus, llama_config
 from workers.models.llama import Llama
 from workers.models.loader import write_folder
 
@@ -144,7 +143,7 @@ def pretrain(*, seed: int, progress: Callable[[float, str], None]) -> Llama:
 
 
 def _initialised(generator: torch.Generator) -> Llama:
-    config = parse_config(CONFIG)
+    config = llama_config.parse(CONFIG)
     model = Llama(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

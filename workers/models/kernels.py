@@ -6,7 +6,9 @@ by a dot product that the compiler turns into vector instructions; nothing is co
 interpreter's lock is not held, so that receiving and sending go on meanwhile.
 
 Sums may be reordered (`reassoc`), which changes the last bits as any other BLAS would; infinities and NaNs
-stay. Shape letters: M sequences, H hidden, N query heads, K key/value heads, G = N / K, D head size, F
+stay. A bias that a family does not have is given as an array of no length.
+
+Shape letters: M sequences, H hidden, N query heads, K key/value heads, G = N / K, D head size, F
 feed-forward, S cached rows, R rows and C columns of a matrix, V vocabulary.
 """
 
@@ -82,6 +84,14 @@ def normalise(rows: Array, weight: Array, epsilon: float, out: Array) -> None:
 
 
 @_compiled
+def add(rows: Array, bias: Array) -> None:
+    """Add bias [R] to each of rows [M, R]; one of no length changes nothing."""
+    for m in range(rows.shape[0]):
+        for i in range(bias.shape[0]):
+            rows[m, i] += bias[i]
+
+
+@_compiled
 def project(
     rows: Array,
     norm: Array,
@@ -89,6 +99,9 @@ def project(
     query: Array,
     key: Array,
     value: Array,
+    query_bias: Array,
+    key_bias: Array,
+    value_bias: Array,
     normed: Array,
     queries: Array,
     keys: Array,
@@ -99,6 +112,16 @@ def project(
     multiply(query, normed, queries)
     multiply(key, normed, keys)
     multiply(value, normed, values)
+    add(queries, query_bias)
+    add(keys, key_bias)
+    add(values, value_bias)
+
+
+@_compiled
+def normalise_heads(rows: Array, weight: Array, epsilon: float) -> None:
+    """Normalise each head of rows [M, heads * D] in place, by weight [D]."""
+    heads = rows.reshape(-1, weight.shape[0])
+    normalise(heads, weight, epsilon, heads)
 
 
 @_compiled
@@ -121,6 +144,7 @@ def attend(
     cos: Array,
     sin: Array,
     cache: Array,
+    first: int,
     position: int,
     scores: Array,
     out: Array,
@@ -128,7 +152,7 @@ def attend(
     """Add one sequence's new row to its cache and set out [N * D] to what it attends to.
 
     queries [N * D], keys and values [K * D] of the row at `position`, not turned yet; cos and sin [D] of the
-    position; cache [2, K, room, D]; scores: room for position + 1 numbers.
+    position; cache [2, K, room, D]; rows before `first` are not seen; scores: room for position + 1 numbers.
     """
     kv_heads, size = cache.shape[1], cache.shape[3]
     group = queries.shape[0] // (kv_heads * size)
@@ -144,7 +168,7 @@ def attend(
             start = (head * group + member) * size
             query, mixed = queries[start : start + size], out[start : start + size]
             highest = np.float32(-np.inf)
-            for s in range(position + 1):
+            for s in range(first, position + 1):
                 total = _ZERO
                 for i in range(size):
                     total += query[i] * cached_keys[s, i]
@@ -152,7 +176,7 @@ def attend(
                 highest = max(highest, scores[s])
             whole = _ZERO
             mixed[:] = _ZERO
-            for s in range(position + 1):
+            for s in range(first, position + 1):
                 share = math.exp(scores[s] - highest)
                 whole += share
                 for i in range(size):
@@ -166,6 +190,7 @@ def finish(
     rows: Array,
     mixed: Array,
     output: Array,
+    output_bias: Array,
     norm: Array,
     epsilon: float,
     gate: Array,
@@ -177,6 +202,7 @@ def finish(
 ) -> None:
     """Add to rows [M, H] what attention gave (mixed [M, N * D], through `output`), then the feed-forward."""
     multiply(output, mixed, normed)
+    add(rows, output_bias)
     for m in range(rows.shape[0]):
         for i in range(rows.shape[1]):
             rows[m, i] += normed[m, i]

@@ -8,23 +8,16 @@ N query heads, K key/value heads, G = N / K, D head size, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.models.config import LlamaConfig, RopeScaling, check_layers, parameter_shapes
+from workers.models.chain import Cache, Chain, attend
 from workers.models.errors import BrokenModel
-
-
-class Cache(Protocol):
-    """Keys and values of one sequence, of the layers held here."""
-
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append [1, K, T, D] to `layer` and return all rows so far, [1, K, S, D]."""
+from workers.models.llama_config import LlamaConfig, RopeScaling
 
 
 class RmsNorm(nn.Module):
@@ -123,32 +116,12 @@ class Attention(nn.Module):
         values = self._heads(self.v_proj(x), self.config.kv_heads)
         if cache is not None:
             keys, values = cache.extend(layer, keys, values)
-        mixed = self._attend(queries, keys, values)
+        mixed = attend(queries, keys, values, window=self.config.window)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, count, -1))
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
         """Split [B, T, heads * D] into [B, heads, T, D]."""
         return x.unflatten(-1, (heads, self.config.head_size)).transpose(1, 2)
-
-    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Return [B, N, T, D] from queries [B, N, T, D] and keys, values [B, K, S, D]."""
-        batch, heads, count, size = queries.shape
-        group = heads // self.config.kv_heads
-        window = self.config.window
-        if count == 1 and window is not None:
-            keys, values = keys[:, :, -window:], values[:, :, -window:]
-        if count == 1:  # the G queries of a group see the same rows: no copy of the cache
-            grouped = queries.view(batch, self.config.kv_heads, group, size)
-            mixed = functional.scaled_dot_product_attention(grouped, keys, values)
-            return mixed.reshape(batch, heads, 1, size)
-        keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
-        seen = keys.shape[2] - count
-        if not seen and (window is None or count <= window):
-            return functional.scaled_dot_product_attention(queries, keys, values, is_causal=True)
-        mask = torch.ones(count, seen + count, dtype=torch.bool, device=queries.device).tril(diagonal=seen)
-        if window is not None:
-            mask = mask.triu(diagonal=seen - window + 1)
-        return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
 
 
 class FeedForward(nn.Module):
@@ -179,16 +152,15 @@ class Layer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-class Llama(nn.Module):
+class Llama(Chain):
     """Layers [first_layer, end_layer) of a model, with embedding, final norm and LM head if `head`."""
+
+    config: LlamaConfig
 
     def __init__(
         self, config: LlamaConfig, *, first_layer: int = 0, end_layer: int | None = None, head: bool = True
     ) -> None:
-        super().__init__()
-        end_layer = config.layers if end_layer is None else end_layer
-        check_layers(config, first_layer, end_layer)
-        self.config, self.head, self.layer_range = config, head, range(first_layer, end_layer)
+        super().__init__(config, first_layer=first_layer, end_layer=end_layer, head=head)
         self.model = nn.Module()
         self.model.layers = nn.ModuleDict({str(layer): Layer(config) for layer in self.layer_range})
         if head:
@@ -198,8 +170,8 @@ class Llama(nn.Module):
                 self.lm_head = nn.Linear(config.hidden_size, config.vocabulary_size, bias=False)
         self.rotary = Rotary(config)
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Return the rows [B, T, H] of tokens [B, T]."""
+    def embed(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Return the rows [..., T, H] of tokens [..., T], wherever they stand."""
         return self.model.embed_tokens(tokens)
 
     def run_layers(self, x: Tensor, *, position: int = 0, cache: Cache | None = None) -> Tensor:
@@ -213,61 +185,3 @@ class Llama(nn.Module):
         """Return the logits [..., V] of rows [..., H] that have passed all layers."""
         table = self.model.embed_tokens.weight if self.config.tied_embeddings else self.lm_head.weight
         return functional.linear(self.model.norm(x), table)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the logits [B, T, V] of tokens [B, T]; the whole model only."""
-        return self.logits(self.run_layers(self.embed(tokens)))
-
-    def loss(self, tokens: Tensor) -> Tensor:
-        """Return the mean loss, in nats per token, of predicting tokens [B, T + 1] each from those before."""
-        logits = self(tokens[:, :-1])
-        return functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-
-
-def build(
-    config: LlamaConfig,
-    parameters: Mapping[str, Tensor],
-    *,
-    first_layer: int = 0,
-    end_layer: int | None = None,
-    head: bool = True,
-) -> Llama:
-    """Make the model, or a part of it, around given parameters without copying them.
-
-    Raises:
-        BrokenModel: parameters are missing, unknown, or not of the shape that the configuration gives.
-    """
-    expected = parameter_shapes(config, first_layer=first_layer, end_layer=end_layer, head=head)
-    check_parameters(expected, {name: tuple(value.shape) for name, value in parameters.items()})
-    with torch.device("meta"):
-        model = Llama(config, first_layer=first_layer, end_layer=end_layer, head=head)
-    model.load_state_dict({name: parameters[name] for name in expected}, strict=True, assign=True)
-    return model
-
-
-def check_parameters(
-    expected: Mapping[str, tuple[int, ...]],
-    given: Mapping[str, tuple[int, ...]],
-    *,
-    source: str = "parameters",
-) -> None:
-    """Refuse missing, unknown or misshapen parameters, naming the first few."""
-    missing = [name for name in expected if name not in given]
-    if missing:
-        raise BrokenModel(f"{source}: {len(missing)} missing, among them {', '.join(missing[:3])}")
-    unknown = [name for name in given if name not in expected]
-    if unknown:
-        raise BrokenModel(
-            f"{source}: {len(unknown)} that do not belong there, among them {', '.join(unknown[:3])}"
-        )
-    for name, shape in expected.items():
-        if given[name] != shape:
-            raise BrokenModel(
-                f"{source}: {name} has shape {list(given[name])}, the configuration gives {list(shape)}"
-            )
-
-
-def greedy(logits: Tensor) -> tuple[int, float]:
-    """Return the best token of logits [V] and by how much it beats the second."""
-    best = torch.topk(logits, 2)
-    return int(best.indices[0]), float(best.values[0] - best.values[1])

@@ -19,9 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from workers.models.architecture import Architecture, architecture
-from workers.models.config import LlamaConfig, parameter_shapes, parse_config
+from workers.models.chain import Chain, check_parameters
+from workers.models.config import parse_config
 from workers.models.errors import BrokenModel, UnsupportedModel
-from workers.models.llama import Llama, build, check_parameters
+from workers.models.model_config import ModelConfig, parameter_shapes
+from workers.models.split import build
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -56,7 +58,7 @@ def read_tokenizer_json(folder: Path | str) -> str:
 
 def read_parameters(
     folder: Path | str,
-    config: LlamaConfig,
+    config: ModelConfig,
     *,
     first_layer: int = 0,
     end_layer: int | None = None,
@@ -71,7 +73,7 @@ def read_parameters(
         UnsupportedModel: a tensor is quantised.
     """
     expected = parameter_shapes(config, first_layer=first_layer, end_layer=end_layer, head=head)
-    return _read(Path(folder), expected)
+    return _read(Path(folder), expected, prefix=config.prefix)
 
 
 def read_whole(folder: Path | str, found: Architecture) -> dict[str, Tensor]:
@@ -83,15 +85,15 @@ def read_whole(folder: Path | str, found: Architecture) -> dict[str, Tensor]:
     return _read(Path(folder), found.shapes, prefix=found.prefix)
 
 
-def check_folder(folder: Path | str, found: Architecture) -> None:
+def check_folder(folder: Path | str, shapes: Mapping[str, tuple[int, ...]], *, prefix: str) -> None:
     """Check names, shapes and types in the headers of a folder's files; no tensor is read.
 
     Raises:
         BrokenModel, UnsupportedModel: as `read_parameters`.
     """
-    for path, names in _files_of(Path(folder), found.shapes, found.prefix).items():
+    for path, names in _files_of(Path(folder), shapes, prefix).items():
         with _opened(path) as file:
-            _check_headers(file, names, found.shapes, path)
+            _check_headers(file, names, shapes, path)
 
 
 def _read(folder: Path, expected: Mapping[str, tuple[int, ...]], *, prefix: str = "") -> dict[str, Tensor]:
@@ -104,7 +106,7 @@ def _read(folder: Path, expected: Mapping[str, tuple[int, ...]], *, prefix: str 
     return {name: parameters[name] for name in expected}
 
 
-def load(folder: Path | str) -> Llama:
+def load(folder: Path | str) -> Chain:
     """Load the whole model of a folder."""
     config = parse_config(read_config(folder))
     return build(config, read_parameters(folder, config))

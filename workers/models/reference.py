@@ -8,7 +8,7 @@ import torch
 
 from workers.errors import ModelError
 from workers.kv_cache import KvCache
-from workers.models.llama import Llama, greedy
+from workers.models.chain import Chain, greedy
 from workers.models.loader import load
 from workers.models.tokenizer import Tokenizer
 
@@ -26,7 +26,7 @@ def generate(folder: Path | str, prompt: str, max_tokens: int) -> tuple[list[int
     return generate_tokens(model, Tokenizer.of_folder(folder).encode(prompt), max_tokens)
 
 
-def generate_tokens(model: Llama, prompt: list[int], max_tokens: int) -> tuple[list[int], list[float]]:
+def generate_tokens(model: Chain, prompt: list[int], max_tokens: int) -> tuple[list[int], list[float]]:
     """Continue a prompt of tokens with a loaded model; see `generate`."""
     config = model.config
     if not prompt or len(prompt) + max_tokens > config.context_tokens:
@@ -40,7 +40,9 @@ def generate_tokens(model: Llama, prompt: list[int], max_tokens: int) -> tuple[l
     rows = prompt
     with torch.inference_mode():
         while len(tokens) < max_tokens:
-            hidden = model.run_layers(model.embed(torch.tensor([rows])), position=cache.tokens, cache=cache)
+            positions = torch.arange(cache.tokens, cache.tokens + len(rows))[None]
+            x = model.embed(torch.tensor([rows]), positions)
+            hidden = model.run_layers(x, position=cache.tokens, cache=cache)
             token, margin = greedy(model.logits(hidden[0, -1]))
             tokens.append(token)
             margins.append(margin)

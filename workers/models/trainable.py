@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.models import llama
+from workers.models import llama, split
 from workers.models.architecture import Architecture
-from workers.models.llama import check_parameters
+from workers.models.chain import check_parameters
 
 
 def build(found: Architecture, parameters: Mapping[str, Tensor]) -> nn.Module:
@@ -23,7 +23,7 @@ def build(found: Architecture, parameters: Mapping[str, Tensor]) -> nn.Module:
         BrokenModel: parameters are missing, unknown, or not of the shape that the configuration gives.
     """
     if found.own is not None:
-        return llama.build(found.own, parameters)
+        return split.build(found.own, parameters)
     from workers.models import library
 
     check_parameters(found.shapes, {name: tuple(value.shape) for name, value in parameters.items()})

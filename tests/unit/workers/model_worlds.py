@@ -15,11 +15,13 @@ import torch
 from workers.device import DeviceProfile, Pacer
 from workers.errors import ChannelClosed, ConnectFailed, WireError
 from workers.link import Reply
-from workers.models.config import LlamaConfig, parameter_shapes, parse_config
+from workers.models.chain import Chain
+from workers.models.config import parse_config
 from workers.models.embedded import tokenizer_json
-from workers.models.llama import Llama, build
 from workers.models.loader import digest, write_folder
+from workers.models.model_config import ModelConfig, parameter_shapes
 from workers.models.reference import generate_tokens
+from workers.models.split import build
 from workers.models.tokenizer import Tokenizer
 from workers.shard import ShardHost
 from workers.wire import Frame
@@ -38,6 +40,16 @@ TINY: dict[str, object] = {
     "tie_word_embeddings": True,
     "eos_token_id": 256,
 }
+TINY_GPT2: dict[str, object] = {
+    "model_type": "gpt2",
+    "vocab_size": 258,
+    "n_embd": 32,
+    "n_layer": 6,
+    "n_head": 4,
+    "n_inner": 48,
+    "n_positions": 256,
+    "eos_token_id": 256,
+}
 DEADLINE_S = 20.0
 
 torch.set_num_threads(1)  # as the workers do; at this size more threads only get in each other's way
@@ -45,19 +57,21 @@ torch.set_num_threads(1)  # as the workers do; at this size more threads only ge
 
 def config_with(**changes: object) -> dict[str, object]:
     """Return the tiny model's config.json with some values changed; None leaves a key out."""
-    return {key: value for key, value in {**TINY, **changes}.items() if value is not None}
+    base = TINY_GPT2 if changes.get("model_type") == "gpt2" else TINY
+    return {key: value for key, value in {**base, **changes}.items() if value is not None}
 
 
-def random_parameters(config: LlamaConfig, *, seed: int = 0) -> dict[str, torch.Tensor]:
+def random_parameters(config: ModelConfig, *, seed: int = 0) -> dict[str, torch.Tensor]:
     """Return parameters large enough that greedy tokens vary."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: torch.randn(shape, generator=generator) * (0.3 if len(shape) == 2 else 0.1) + (len(shape) == 1)
+        name: torch.randn(shape, generator=generator) * (0.3 if len(shape) == 2 else 0.1)
+        + name.endswith(("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight"))
         for name, shape in parameter_shapes(config).items()
     }
 
 
-def tiny_model(**changes: object) -> Llama:
+def tiny_model(**changes: object) -> Chain:
     """Return a whole random model."""
     config = parse_config(config_with(**changes))
     return build(config, random_parameters(config))
@@ -153,7 +167,7 @@ class MemoryChannel:
 class Ring:
     """Shard hosts in one process, with the orchestrator's side of them."""
 
-    def __init__(self, names: str = "abc", *, model: Llama | None = None, **profile_changes: Any) -> None:
+    def __init__(self, names: str = "abc", *, model: Chain | None = None, **profile_changes: Any) -> None:
         self.model = model or tiny_model()
         self.parameters = dict(self.model.state_dict())
         self.digest = digest(self.parameters)

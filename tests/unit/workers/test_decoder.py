@@ -23,6 +23,10 @@ SHAPES: list[dict[str, Any]] = [
     {"num_key_value_heads": 4},
     {"head_dim": 16},
     {"tie_word_embeddings": False},
+    {"attention_bias": True},
+    {"model_type": "mistral", "sliding_window": 6},
+    {"model_type": "qwen2"},
+    {"model_type": "qwen3", "head_dim": 16},
 ]
 PROMPTS = ([5], [1, 5, 9], [200, 3, 4, 1, 7, 7, 0], [9] * 20, [250, 2])
 

@@ -167,7 +167,7 @@ def broken(folder, tmp_path, **changes: object):
         ({"n_layer": 3}, "missing, among them transformer.h.2"),
         ({"n_embd": 64}, "has shape .*the configuration gives"),
         ({"n_embd": 10**9}, "must be a whole number from 1 to 65536"),
-        ({"n_head": 5}, "transformers cannot make a gpt2 model of it"),
+        ({"n_head": 5}, "n_embd 32 is no multiple of n_head 5"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
     ],
 )
@@ -210,5 +210,79 @@ def test_a_node_refuses_parameters_that_are_not_those_of_the_configuration(folde
 
 @pytest.mark.parametrize("folder", ["gpt2"], indirect=True)
 def test_a_family_that_cannot_be_split_is_refused_by_name(folder, tmp_path):
-    with pytest.raises(ModelError, match="only llama, mistral, qwen2, qwen3 can be split"):
-        store(tmp_path).check_split(str(folder))
+    with pytest.raises(ModelError, match="only gpt2, llama, mistral, qwen2, qwen3 can be split"):
+        store(tmp_path).check_split(str(broken(folder, tmp_path, model_type="mamba")))
+
+
+def without_a_tensor(copy):
+    tensors = load_file(copy / "model.safetensors")
+    del tensors[max(name for name in tensors if "mlp" in name)]
+    save_file(tensors, copy / "model.safetensors")
+
+
+def with_a_misshapen_tensor(copy):
+    tensors = load_file(copy / "model.safetensors")
+    name = max(name for name in tensors if "mlp" in name and tensors[name].dim() == 2)
+    tensors[name] = tensors[name][:, 1:].contiguous()
+    save_file(tensors, copy / "model.safetensors")
+
+
+def with_a_truncated_file(copy):
+    whole = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (without_a_tensor, "1 missing, among them"),
+        (with_a_misshapen_tensor, "has shape .*, the configuration gives"),
+        (with_a_truncated_file, r"model\.safetensors: cannot be read"),
+        (lambda copy: (copy / "model.safetensors").unlink(), "only safetensors are read"),
+        (lambda copy: (copy / "config.json").unlink(), r"config\.json: cannot be read"),
+        (lambda copy: (copy / "tokenizer.json").unlink(), r"tokenizer\.json: cannot be read"),
+        (lambda copy: (copy / "tokenizer.json").write_text("{}"), r"tokenizer\.json: cannot be read"),
+    ],
+)
+def test_a_folder_that_cannot_be_split_is_refused_before_it_is_deployed(folder, tmp_path, damage, reason):
+    copy = broken(folder, tmp_path)
+    store(tmp_path).check_split(str(copy))
+    damage(copy)
+    with pytest.raises(ModelError, match=reason):
+        store(tmp_path).check_split(str(copy))
+
+
+@pytest.mark.parametrize("folder", ["gpt2"], indirect=True)
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"activation_function": "relu"}, "activation_function is 'relu'"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
+        ({"add_cross_attention": True}, "add_cross_attention is True"),
+        ({"n_positions": 10**9}, "n_positions is 1000000000"),
+        ({"n_layer": 3}, r"missing, among them transformer\.h\.2"),
+        ({"n_inner": 64}, "has shape .*the configuration gives"),
+        ({"eos_token_id": 9999}, "eos_token_id 9999"),
+    ],
+)
+def test_a_gpt2_that_cannot_be_split_is_refused_with_the_reason(folder, tmp_path, changes, reason):
+    with pytest.raises(ModelError, match=reason):
+        store(tmp_path).check_split(str(broken(folder, tmp_path, **changes)))
+
+
+@pytest.mark.parametrize("folder", ["gpt2"], indirect=True)
+def test_layers_of_a_bare_folder_are_read_by_themselves(folder, tmp_path):
+    copy = broken(folder, tmp_path)
+    tensors = load_file(copy / "model.safetensors")
+    bare = {name.removeprefix("transformer."): value for name, value in tensors.items()}
+    save_file(bare, copy / "model.safetensors")
+    models = store(tmp_path)
+    models.check_split(str(copy))
+    for where in (
+        {"first_layer": 1, "end_layer": 2, "head": False},
+        {"first_layer": 0, "end_layer": 0, "head": True},
+    ):
+        expected = models.shard(read(models, folder), **where)
+        found = models.shard(read(models, copy), **where)
+        assert found.keys() == expected.keys()
+        assert all(np.array_equal(found[name], expected[name]) for name in expected)

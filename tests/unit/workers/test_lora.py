@@ -16,8 +16,8 @@ from workers.errors import RequestRefused
 from workers.lora import Lora
 from workers.lora_layers import attach
 from workers.models.architecture import architecture
-from workers.models.llama import build
 from workers.models.loader import digest
+from workers.models.split import build
 from workers.trainer import Trainer
 from workers.wire import Frame
 

@@ -14,10 +14,12 @@ from model_worlds import TINY, config_with, random_parameters, tiny_folder, tiny
 from workers import models
 from workers.errors import ModelError
 from workers.kv_cache import KvCache
-from workers.models.config import parameter_shapes, parse_config
+from workers.models.chain import Chain
+from workers.models.config import parse_config
 from workers.models.errors import BrokenModel, UnsupportedModel
-from workers.models.llama import Llama, build
+from workers.models.model_config import parameter_shapes
 from workers.models.reference import generate_tokens
+from workers.models.split import build, make
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -45,11 +47,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "attention_bias": True,
         "rms_norm_eps": 1e-6,
     },
+    "gpt2": {"model_type": "gpt2"},
+    "gpt2 untied": {"model_type": "gpt2", "tie_word_embeddings": False, "n_inner": None},
 }
 
 
 @pytest.fixture(params=FAMILIES.values(), ids=FAMILIES.keys())
-def pair(request: pytest.FixtureRequest) -> tuple[Llama, Any]:
+def pair(request: pytest.FixtureRequest) -> tuple[Chain, Any]:
     """The same model here and in transformers."""
     transformers = pytest.importorskip("transformers")
     document = config_with(**request.param)
@@ -66,14 +70,14 @@ def pair(request: pytest.FixtureRequest) -> tuple[Llama, Any]:
     return build(config, parameters), theirs
 
 
-def test_logits_are_those_of_transformers(pair: tuple[Llama, Any]) -> None:
+def test_logits_are_those_of_transformers(pair: tuple[Chain, Any]) -> None:
     ours, theirs = pair
     tokens = torch.randint(0, 258, (3, 70), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(ours(tokens), theirs(tokens).logits, atol=2e-4, rtol=1e-4)
 
 
-def test_greedy_tokens_are_those_of_transformers(pair: tuple[Llama, Any]) -> None:
+def test_greedy_tokens_are_those_of_transformers(pair: tuple[Chain, Any]) -> None:
     ours, theirs = pair
     prompt = list(range(60, 90))
     found, margins = generate_tokens(ours, prompt, 40)
@@ -134,7 +138,7 @@ def test_shapes_by_configuration_are_those_of_the_module() -> None:
     for changes in FAMILIES.values():
         config = parse_config(config_with(**changes))
         with torch.device("meta"):
-            module = Llama(config)
+            module = make(config)
         given = {name: tuple(value.shape) for name, value in module.state_dict().items()}
         assert given == parameter_shapes(config)
         assert sum(value.numel() for value in module.parameters()) == config.parameters
@@ -160,7 +164,7 @@ def test_building_does_not_copy_parameters() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "complaint"),
     [
-        ({"model_type": "gpt2"}, UnsupportedModel, "model_type is 'gpt2'"),
+        ({"model_type": "mamba"}, UnsupportedModel, "model_type is 'mamba'"),
         ({"model_type": None}, UnsupportedModel, "model_type is None"),
         ({"hidden_act": "gelu"}, UnsupportedModel, "hidden_act is 'gelu'"),
         ({"mlp_bias": True}, UnsupportedModel, "mlp_bias"),

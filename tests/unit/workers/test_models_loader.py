@@ -10,10 +10,11 @@ import torch
 from model_worlds import TINY, random_parameters, tiny_folder
 from safetensors.torch import load_file, save_file
 
-from workers.models.config import parameter_shapes, parse_config
+from workers.models.config import parse_config
 from workers.models.embedded import tokenizer_json
 from workers.models.errors import BrokenModel, UnsupportedModel
 from workers.models.loader import digest, load, read_config, read_parameters, write_folder
+from workers.models.model_config import parameter_shapes
 
 CONFIG = parse_config(TINY)
 

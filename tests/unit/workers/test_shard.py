@@ -12,7 +12,7 @@ from model_worlds import Ring, config_with, tiny_model, wait_for
 
 from workers.errors import RequestRefused, WireError
 from workers.kv_cache import cache_bytes
-from workers.models.config import F32_BYTES
+from workers.models.model_config import F32_BYTES
 from workers.wire import Frame
 
 THREE = [("a", 0, 2), ("b", 2, 4), ("c", 4, 6)]
@@ -84,6 +84,7 @@ def test_an_untied_model_is_split_too(make_ring: MakeRing) -> None:
         {"model_type": "mistral", "sliding_window": 8},
         {"model_type": "qwen2"},
         {"model_type": "qwen3", "head_dim": 16},
+        {"model_type": "gpt2"},
     ],
 )
 def test_every_family_is_split_and_requests_do_not_mix(make_ring: MakeRing, changes: dict[str, Any]) -> None:
@@ -489,7 +490,7 @@ def test_a_shard_that_differs_from_its_digest_is_refused(make_ring: MakeRing) ->
         ({"previous": "a"}, "previous"),
         ({"tokenizer_json": None}, "tokenizer_json"),
         ({"tokenizer_json": "{}"}, "tokenizer.json"),
-        ({"config": config_with(model_type="gpt2")}, "model_type is 'gpt2'"),
+        ({"config": config_with(model_type="mamba")}, "model_type is 'mamba'"),
         ({"config": {**config_with(), "hidden_size": "wide"}}, "hidden_size"),
         ({"epoch": -1}, "epoch"),
         ({"request_timeout_s": float("nan")}, "request_timeout_s"),

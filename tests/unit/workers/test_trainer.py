@@ -17,8 +17,8 @@ from workers.device import Pacer, training_s
 from workers.errors import RequestRefused
 from workers.link import Reply
 from workers.models.config import parse_config
-from workers.models.llama import build
 from workers.models.loader import digest
+from workers.models.split import build
 from workers.trainer import Trainer
 from workers.wire import Frame
 
