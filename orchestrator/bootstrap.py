@@ -60,7 +60,7 @@ class Process:
 def start(config: Config, *, resume: bool = True) -> Process:
     """Build every part, then start them; the API comes last, so that what it shows is there.
 
-    A job that an earlier process left goes on, unless `resume` is false: then it is ended.
+    The job and the deployments that an earlier process left go on, unless `resume` is false: then they end.
 
     Raises:
         OrchestratorError: something cannot be had (a port, the namespace, the state directory).
@@ -68,9 +68,6 @@ def start(config: Config, *, resume: bool = True) -> Process:
     state_dir = _private_directory(config.state_dir)
     clock = SystemClock()
     store = SqlStore(f"sqlite:///{state_dir / 'records.sqlite3'}")
-    interrupted = store.interrupt_running("deployment", at=clock.unix_s())
-    if interrupted:
-        log.info("%d deployments of an earlier run were interrupted", interrupted)
     events = EventLog(store=store, clock=clock)
     authority = Authority(
         state_dir / "authority",
@@ -128,8 +125,10 @@ def start(config: Config, *, resume: bool = True) -> Process:
         telling.start()
     if resume:
         jobs.resume()
+        deployments.resume()
     else:
         jobs.abandon()
+        deployments.abandon()
     api.start()
     log.info("REST on http://%s:%d", config.api_host, api.port)
     log.info("workers attach at %s port %d", config.data_address, config.data_port)

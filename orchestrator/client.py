@@ -17,6 +17,7 @@ from orchestrator.errors import OrchestratorError
 _CONNECT_TIMEOUT_S = 3.0
 _READ_TIMEOUT_S = 60.0
 _PAGE_SIZE = 200
+_DONE = "data: [DONE]"
 
 
 class ApiError(OrchestratorError):
@@ -72,12 +73,22 @@ class Client:
             yield from _parse_events(self._guard(answer.iter_lines(chunk_size=1, decode_unicode=True)))
 
     def stream(self, path: str, body: Mapping[str, Any], *, timeout_s: float = 120.0) -> Iterator[Any]:
-        """Yield the JSON of each `data:` line of a streamed answer, without the closing `[DONE]`."""
+        """Yield the JSON of each `data:` line of a streamed answer, without the closing `[DONE]`.
+
+        Raises:
+            ApiError: it ended before that line, and not with an error that it told itself.
+        """
         timeout = (_CONNECT_TIMEOUT_S, timeout_s)
         with self._request("POST", path, json=body, stream=True, timeout=timeout) as answer:
             for line in self._guard(answer.iter_lines(chunk_size=1, decode_unicode=True)):
-                if line.startswith("data: ") and line != "data: [DONE]":
-                    yield json.loads(line.removeprefix("data: "))
+                if line == _DONE:
+                    return
+                if line.startswith("data: "):
+                    document = json.loads(line.removeprefix("data: "))
+                    yield document
+                    if "error" in document:
+                        return
+        raise ApiError(_broken_off(self.url, "it ended without its last line"))
 
     def wait(
         self, path: str, ready: Callable[[Any], bool], *, timeout_s: float, interval_s: float = 0.5
@@ -122,7 +133,11 @@ class Client:
         try:
             yield from lines
         except requests.RequestException as error:
-            raise ApiError(f"the stream from {self.url} broke off: {error}") from error
+            raise ApiError(_broken_off(self.url, error)) from error
+
+
+def _broken_off(url: str, why: object) -> str:
+    return f"the stream from {url} broke off: {why}; where that server is being started again, ask again soon"
 
 
 def _parse_events(lines: Iterator[str]) -> Iterator[tuple[str, Any]]:

@@ -229,10 +229,6 @@ class Store(Protocol):
         """List what has not ended, newest first."""
         ...
 
-    def interrupt_running(self, kind: RecordKind, *, at: float) -> int:
-        """Mark what an earlier process left unfinished as `interrupted`; answers how many."""
-        ...
-
     def ready(self) -> str | None:
         """Answer None when the store can be used, else why not."""
         ...

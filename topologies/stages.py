@@ -134,7 +134,7 @@ def api_url(scenario: Scenario) -> str:
 def start_orchestrator(scenario: Scenario, spec: NetworkSpec, netns: str, journal: Journal) -> Component:
     """Start the orchestrator, with its data-plane sockets in `netns`, and wait until it is ready.
 
-    A job that an earlier testbed of this name left is ended: its nodes went with that testbed.
+    Jobs and deployments that an earlier testbed of this name left are ended: their nodes went with it.
     """
     state_dir = journal.directory / "orchestrator"
     make_directory(state_dir)
@@ -151,7 +151,7 @@ def start_orchestrator(scenario: Scenario, spec: NetworkSpec, netns: str, journa
         "emulated": True,
     }
     _orchestrator_config(journal).write_text(json.dumps(config), encoding="utf-8")
-    orchestrator = Component("orchestrator", [*_orchestrator_command(journal), "--abandon-jobs"], journal)
+    orchestrator = Component("orchestrator", [*_orchestrator_command(journal), "--abandon"], journal)
     url = f"{api_url(scenario)}/readyz"
     orchestrator.wait_until(
         lambda: http_json("GET", url)[0] == 200,
@@ -162,7 +162,7 @@ def start_orchestrator(scenario: Scenario, spec: NetworkSpec, netns: str, journa
 
 
 def restart_orchestrator(journal: Journal) -> Component:
-    """Start the orchestrator again, without waiting for it; it goes on with the job that it had."""
+    """Start the orchestrator again, without waiting for it; it goes on with what it had."""
     return Component("orchestrator", _orchestrator_command(journal), journal, again=True)
 
 

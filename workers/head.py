@@ -97,11 +97,11 @@ class Head:
         self._schedule(generation)
         return None
 
-    def cancel(self, request: str) -> None:
-        """End a request, if it is running."""
-        generation = self._generations.get(request)
-        if generation:
-            self._end(generation, "cancelled")
+    def cancel(self, request: str | None) -> None:
+        """End a request, if it is running; None: all that are."""
+        for generation in list(self._generations.values()):
+            if request in (None, generation.request):
+                self._end(generation, "cancelled")
 
     def switch(self, stage: Stage) -> None:
         """Go on with a newly committed epoch."""

@@ -222,7 +222,7 @@ class ShardHost:
         return Reply({"prompt_tokens": prompt_tokens})
 
     def _cancel(self, message: Mapping[str, Any]) -> Reply:
-        request = fields.text(message, "request")
+        request = fields.text(message, "request") if "request" in message else None
         deployment = self._deployments.find(fields.text(message, "deployment"))
         self._compute.call(lambda: deployment.head.cancel(request), COMMAND_TIMEOUT_S)
         return Reply()

@@ -177,16 +177,6 @@ class SqlStore:
         with self._read() as connection:
             return [_record(row) for row in connection.execute(newest).all()]
 
-    def interrupt_running(self, kind: RecordKind, *, at: float) -> int:
-        """Mark what an earlier process left unfinished as `interrupted`; answers how many."""
-        with self._write() as connection:
-            changed = connection.execute(
-                update(_records)
-                .where((_records.c.kind == kind) & _records.c.ended_at.is_(None))
-                .values(state="interrupted", ended_at=at, reason="the orchestrator stopped before it ended")
-            )
-        return changed.rowcount
-
     def ready(self) -> str | None:
         """Answer None when the store can be used, else why not."""
         try:

@@ -15,6 +15,8 @@ from orchestrator.core.errors import CoreError, Infeasible
 
 log = logging.getLogger(__name__)
 
+_RETRY_AFTER_S = "1"
+
 _STATUS: tuple[tuple[type[Exception], HTTPStatus], ...] = (
     (errors.InvalidRequest, HTTPStatus.BAD_REQUEST),
     (errors.ModelError, HTTPStatus.BAD_REQUEST),
@@ -83,7 +85,10 @@ def _http(error: HTTPException) -> Response:
 def _any(error: Exception) -> Response:
     for kind, status in _STATUS:
         if isinstance(error, kind):
-            return problem(status, str(error), field=getattr(error, "field", None))
+            response = problem(status, str(error), field=getattr(error, "field", None))
+            if kind is errors.Unavailable:  # being made ready, or busy: clients that try again heed this
+                response.headers["Retry-After"] = _RETRY_AFTER_S
+            return response
     log.error("%s %s failed", request.method, request.path, exc_info=error)
     return problem(
         HTTPStatus.INTERNAL_SERVER_ERROR,

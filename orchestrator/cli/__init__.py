@@ -30,12 +30,12 @@ def cli(verbose: bool) -> None:
 @click.option(
     "--config", required=True, type=click.Path(exists=True, dir_okay=False), help="JSON configuration."
 )
-@click.option("--abandon-jobs", is_flag=True, help="End the job that an earlier run left; do not resume it.")
-def serve(config: str, abandon_jobs: bool) -> None:
-    """Run the orchestrator process in the foreground; a job that was cut short goes on."""
+@click.option("--abandon", is_flag=True, help="End what an earlier run left, do not go on with it.")
+def serve(config: str, abandon: bool) -> None:
+    """Run the orchestrator process in the foreground; jobs and deployments that were cut short go on."""
     from orchestrator import serve as process
 
-    raise SystemExit(process.main(config, resume=not abandon_jobs))
+    raise SystemExit(process.main(config, resume=not abandon))
 
 
 for command in (*emulation.COMMANDS, *network.COMMANDS, *work.COMMANDS):

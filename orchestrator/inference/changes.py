@@ -30,12 +30,12 @@ class Changes:
         self._now.change = Change(
             route=route, cause=cause, began_at_s=now_s, since_s=now_s, waiting=set(placement.nodes)
         )
+        self._journal.announce(self._state_in_change(), f"preparing {placement.describe()}: {cause}")
         held = self._now.held()
         for shard in placement.shards():
             old = held.get(shard.node)
             reuse = old is not None and old.holds_as(shard)
             self._journal.add(PrepareShard(epoch=route.epoch, shard=shard, reuse=reuse))
-        self._journal.announce(self._state_in_change(), f"preparing {placement.describe()}: {cause}")
 
     def prepared(self, event: Prepared) -> None:
         """Take that a node is ready; commit when all are."""
@@ -103,7 +103,7 @@ class Changes:
 
     def _switched(self, change: Change, now_s: float) -> None:
         old, self._now.route, self._now.change = self._now.route, change.route, None
-        self._now.broken, self._now.attempts = None, 0
+        self._now.broken, self._now.attempts, self._now.resuming = None, 0, False
         self._now.latency = Ewma()
         self._journal.forget_kept()
         self._now.served = True

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
+from pydantic import ValidationError
+
 from orchestrator import nodes as node_states
 from orchestrator.core.cost import Workload
+from orchestrator.core.errors import CoreError
 from orchestrator.core.jsonable import to_json
 from orchestrator.core.model import NodeState
-from orchestrator.core.replicas import Replica, by_finish
-from orchestrator.errors import Conflict, InvalidRequest, Unavailable, WorkerError, WorkerRefused
+from orchestrator.errors import Conflict, OrchestratorError, Unavailable
+from orchestrator.inference import left as lefts
 from orchestrator.inference import messages as m
 from orchestrator.inference.asking import Asked
 from orchestrator.inference.engine import preview
-from orchestrator.inference.generations import Completion, Generation, Generations
+from orchestrator.inference.generations import Completion, Generations
+from orchestrator.inference.left import Left, placement_json
 from orchestrator.inference.messages import DeploymentSpec
 from orchestrator.inference.probes import LayerProbes
 from orchestrator.inference.request import DeploymentRequest
-from orchestrator.inference.run import (
-    COMMAND_TIMEOUT_S,
-    ENDED,
-    PREPARE_TIMEOUT_S,
-    DeploymentRun,
-    placement_json,
-)
+from orchestrator.inference.run import ENDED, DeploymentRun
+from orchestrator.inference.serving import Serving
+from orchestrator.inference.shard_calls import COMMAND_TIMEOUT_S, PREPARE_TIMEOUT_S
+from orchestrator.inference.strays import Sweeper
 from orchestrator.ports import (
     Clock,
     EventSink,
@@ -42,11 +42,6 @@ from orchestrator.ports import (
 )
 
 log = logging.getLogger(__name__)
-
-_GENERATE_TIMEOUT_S = 20.0
-_SILENCE_S = 120.0
-_CANCEL_TIMEOUT_S = 5.0
-_SERVING = ("serving", "reconfiguring", "degraded")
 
 
 class SplitDeployments:
@@ -74,9 +69,8 @@ class SplitDeployments:
         self._generations = Generations()
         self._lock = threading.Lock()
         self._runs: dict[str, DeploymentRun] = {}
-        pool.on_notification("token", self._on_token)
-        pool.on_notification("done", self._generations.done)
-        pool.on_notification("stalled", self._on_stalled)
+        self._serving = Serving(pool=pool, generations=self._generations, ids=ids, run_of=self._runs.get)
+        self._sweeper = Sweeper(pool, self._served_epochs)
 
     def deploy(self, request: DeploymentRequest) -> Record:
         """Check the request and begin to place the model.
@@ -95,27 +89,30 @@ class SplitDeployments:
             spec=request.model_dump(mode="json"),
         )
         self._store.add(record)
-        run = DeploymentRun(
-            deployment=record.id,
-            request=request,
-            spec=lambda model, context: self._make_spec(record.id, request, model, context),
-            states=lambda model: self._states(model, record.id),
-            generations=self._generations,
-            pool=self._pool,
-            northbound=self._northbound,
-            store=self._store,
-            models=self._models,
-            events=self._events,
-            clock=self._clock,
-        )
-        with self._lock:
-            self._runs[record.id] = run
-        threading.Thread(target=self._keep, args=(run,), name=record.id, daemon=True).start()
+        self._start(record.id, request)
         return record
+
+    def resume(self) -> list[str]:
+        """Go on with what an earlier process left, and free what nodes hold in vain; answers the names.
+
+        To be called before anything is deployed. What cannot be gone on with has failed, with the reason;
+        what the user had taken down already is retired.
+        """
+        resumed = [
+            record.id for record in reversed(self._store.unfinished("deployment")) if self._resume(record)
+        ]
+        self._sweeper.start()
+        return resumed
+
+    def abandon(self) -> None:
+        """End what an earlier process left."""
+        for record in self._store.unfinished("deployment"):
+            self._give_up(record, "interrupted", "the orchestrator stopped before it ended")
+        self._sweeper.start()
 
     def undeploy(self, deployment: str) -> Record:
         """Take a deployment down."""
-        self._run(deployment).put(m.UndeployRequested)
+        self._run(deployment).retire("asked by the operator")
         return self._store.get(deployment)
 
     def live(self) -> Sequence[str]:
@@ -173,60 +170,8 @@ class SplitDeployments:
             Unavailable: none has a route at the moment.
             InvalidRequest: prompt and answer do not fit its context, or a setting makes no sense.
         """
-        reasons = []
-        for deployment in self._by_finish(model, answers=len(asked)):
-            try:
-                return self._complete(deployment, asked)
-            except Unavailable as error:
-                log.info("%s: %s", model, error)
-                reasons.append(str(error))
-        raise Unavailable("; ".join(reasons))
-
-    def _by_finish(self, model: str, *, answers: int) -> list[str]:
-        replicas = [
-            Replica(
-                deployment=deployment,
-                running=self._generations.running(deployment),
-                token_s=self._generations.token_s(deployment),
-            )
-            for deployment in self.models().get(model, [model])
-        ]
-        return by_finish(replicas, answers=answers)
-
-    def _complete(self, deployment: str, asked: Sequence[Asked]) -> Completion:
-        run = self._run(deployment)
-        head = run.head()
-        if head is None or run.state not in _SERVING:
-            raise Unavailable(f"deployment {deployment} is {run.state} and has no route yet; try again soon")
-        chunks: queue.SimpleQueue[Json] = queue.SimpleQueue()
-        started: list[Generation] = []
-        try:
-            for choice, one in enumerate(asked):
-                started.append(self._start(deployment, head, one, choice=choice, chunks=chunks))
-        except Exception:
-            for generation in started:
-                self._generations.remove(generation)
-                generation.cancel()
-            raise
-        return Completion(started, chunks, silence_s=_SILENCE_S)
-
-    def _start(
-        self, deployment: str, head: str, asked: Asked, *, choice: int, chunks: queue.SimpleQueue[Json]
-    ) -> Generation:
-        generation = self._generation(deployment, head, choice=choice, chunks=chunks)
-        self._generations.add(generation)
-        fields = {"deployment": deployment, "request": generation.request, **asked.fields()}
-        try:
-            answer = self._pool.request(head, "control", "generate", fields, timeout_s=_GENERATE_TIMEOUT_S)
-        except WorkerRefused as error:
-            self._generations.remove(generation)
-            raise _refusal(error) from error
-        except WorkerError as error:
-            self._generations.remove(generation)
-            raise Unavailable(f"the head of {deployment} does not answer: {error}") from error
-        prompt_tokens = answer.fields.get("prompt_tokens")
-        generation.prompt_tokens = prompt_tokens if isinstance(prompt_tokens, int) else 0
-        return generation
+        runs = [self._run(deployment) for deployment in self.models().get(model, [model])]
+        return self._serving.complete(runs, asked)
 
     def chat_prompt(self, model: str, messages: Sequence[Json]) -> str:
         """Write a conversation as the model was taught to read it.
@@ -246,14 +191,69 @@ class SplitDeployments:
         return self._generations.tokens()
 
     def stop(self, *, timeout_s: float) -> None:
-        """Take every deployment down and wait for that."""
+        """Let go of every deployment, so that the next process goes on with it, and wait for that."""
+        self._sweeper.stop()
         with self._lock:
             runs = list(self._runs.values())
         for run in runs:
-            run.put(m.UndeployRequested, reason="the orchestrator stops")
+            run.suspend("the orchestrator stops")
         deadline_s = self._clock.monotonic_s() + timeout_s
         for run in runs:
             run.wait_ended(max(0.0, deadline_s - self._clock.monotonic_s()))
+
+    def _resume(self, record: Record) -> bool:
+        if record.state == lefts.RETIRING:
+            self._give_up(record, "retired", record.reason or "taken down before the orchestrator stopped")
+            return False
+        try:
+            request, left = DeploymentRequest(**record.spec), lefts.read(record.summary)
+            if left.attempts >= lefts.ATTEMPTS_LIMIT and record.state != lefts.SUSPENDED:
+                raise Conflict(
+                    f"{left.attempts} processes in a row ended before they had read its model; "
+                    "the log says why they ended"
+                )
+        except (
+            OrchestratorError,
+            CoreError,
+            ValidationError,
+            AttributeError,
+            KeyError,
+            TypeError,
+            ValueError,
+        ) as error:
+            self._give_up(record, "failed", f"it cannot be gone on with: {error}")
+            return False
+        log.info("deployment %s is gone on with", record.id)
+        self._start(record.id, request, replace(left, attempts=left.attempts + 1))
+        return True
+
+    def _give_up(self, record: Record, state: str, reason: str) -> None:
+        log.warning("deployment %s: %s: %s", record.id, state, reason)
+        self._store.update(record.id, state=state, reason=reason, ended_at=self._clock.unix_s())
+        self._events.publish(record.id, "state", {"state": state, "reason": reason, "final": True})
+
+    def _start(self, deployment: str, request: DeploymentRequest, left: Left | None = None) -> None:
+        run = DeploymentRun(
+            deployment=deployment,
+            request=request,
+            spec=lambda model, context: self._make_spec(deployment, request, model, context),
+            states=lambda model: self._states(model, deployment),
+            generations=self._generations,
+            pool=self._pool,
+            northbound=self._northbound,
+            store=self._store,
+            models=self._models,
+            events=self._events,
+            clock=self._clock,
+            left=left,
+        )
+        with self._lock:
+            self._runs[deployment] = run
+        threading.Thread(target=self._keep, args=(run,), name=deployment, daemon=True).start()
+
+    def _served_epochs(self) -> dict[str, int | None]:
+        with self._lock:
+            return {name: run.serving_epoch() for name, run in self._runs.items()}
 
     def _keep(self, run: DeploymentRun) -> None:
         try:
@@ -322,52 +322,3 @@ class SplitDeployments:
                 )
             )
         return tuple(states)
-
-    def _generation(
-        self, deployment: str, head: str, *, choice: int, chunks: queue.SimpleQueue[Json]
-    ) -> Generation:
-        request = self._ids("cmpl")
-
-        def cancel() -> None:
-            fields = {"deployment": deployment, "request": request}
-            try:
-                self._pool.request(head, "control", "cancel", fields, timeout_s=_CANCEL_TIMEOUT_S)
-            except WorkerError as error:
-                log.info("request %s could not be cancelled: %s", request, error)
-
-        return Generation(
-            deployment=deployment, request=request, head=head, choice=choice, chunks=chunks, cancel=cancel
-        )
-
-    def _on_token(self, node: str, fields: Json) -> None:
-        if not self._generations.token(node, fields):
-            return
-        with self._lock:
-            run = self._runs.get(fields["deployment"])
-        if run is not None:
-            run.put(
-                m.TokenObserved,
-                epoch=fields["epoch"],
-                request=fields["request"],
-                index=fields["index"],
-                elapsed_s=max(0.0, float(fields["elapsed_s"])),
-                replayed=fields["replayed"],
-            )
-
-    def _on_stalled(self, node: str, fields: Json) -> None:
-        with self._lock:
-            run = self._runs.get(str(fields.get("deployment")))
-        epoch, request = fields.get("epoch"), fields.get("request")
-        if run is None or run.head() != node or not isinstance(epoch, int) or not isinstance(request, str):
-            log.warning("node %s reports a stall that is nobody's: %r", node, fields)
-            return
-        run.put(m.Stalled, epoch=epoch, request=request, detail=str(fields.get("detail", "")))
-
-
-def _refusal(error: WorkerRefused) -> Exception:
-    """Turn the head's refusal of a request into what the client is told."""
-    if error.code == "context-exceeded":
-        return InvalidRequest(str(error), field="prompt")
-    if error.code in ("bad-field", "bad-tensor"):
-        return InvalidRequest(str(error))
-    return Unavailable(str(error))

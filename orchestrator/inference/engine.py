@@ -41,6 +41,7 @@ from orchestrator.inference.messages import (
     Prepared,
     PrepareFailed,
     PrivateRequest,
+    Resumed,
     Stalled,
     Tick,
     TokenObserved,
@@ -70,6 +71,7 @@ class Engine:
         self._changes = Changes(self._now, self._journal)
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             DeployRequested: self._on_deploy,
+            Resumed: self._on_resumed,
             EnvironmentTaken: self._on_environment,
             Prepared: self._changes.prepared,
             PrepareFailed: self._on_failed,
@@ -118,9 +120,34 @@ class Engine:
         self._asked_at_s = event.now_s
         self._place(event.now_s, "place", "deployment asked for")
 
+    def _on_resumed(self, event: Resumed) -> None:
+        """Go on with what an earlier process left, where it was if the nodes still allow that."""
+        self._now.nodes, self._now.network = event.nodes, event.network
+        self._asked_at_s, self._now.last_epoch = event.now_s, event.last_epoch
+        self._now.served = event.served
+        inputs: dict[str, Json] = {"epoch": event.epoch, "nodes": _names(event.nodes)}
+        if event.placement is not None:
+            self._now.route = Route(epoch=event.epoch, placement=event.placement)
+            self._now.broken, self._now.resuming = event.reason, True
+            self._now.emptied = set(event.emptied)
+            inputs |= {"placement": event.placement.describe(), "emptied": [*sorted(event.emptied)]}
+        self._journal.decide(event.now_s, "deployment", "resume", event.reason, inputs=inputs)
+        self._place(event.now_s, self._kind(), event.reason)
+
+    def _kind(self) -> str:
+        """Return what placing is at the moment."""
+        if self._now.resuming:
+            return "resume"
+        return "failover" if self._now.served else "place"
+
     def _place(self, now_s: float, kind: str, why: str, *, avoid: frozenset[str] = frozenset()) -> None:
         """Find a placement without regard to the present one, which is missing or broken, and begin it."""
         self._now.attempts += 1
+        if (left := self._now.as_left()) is not None:
+            reason = f"{why}; its nodes are there, so that it goes on where it was"
+            self._journal.decide(now_s, kind, REMAKE, reason, inputs=self._journal.route_inputs(left))
+            self._changes.begin(now_s, left, why)
+            return
         try:
             choice = self._place_with_what_is_free(avoid)
         except Infeasible as error:
@@ -150,7 +177,8 @@ class Engine:
         return choice
 
     def _cannot_place(self, now_s: float, kind: str, reason: str, constraint: str) -> None:
-        if not self._now.served and constraint == "paths" and now_s - self._asked_at_s < MEASURING_S:
+        unserved = not self._now.served or self._now.resuming
+        if unserved and constraint == "paths" and now_s - self._asked_at_s < MEASURING_S:
             self._await_measurements(now_s, reason)
             return
         state = "degraded" if self._now.served else "failed"
@@ -190,7 +218,7 @@ class Engine:
         """Try again at once if nothing serves, a bounded number of times; then wait for the next look."""
         if self._now.route is not None and self._now.broken is None:
             return
-        kind = "failover" if self._now.served else "place"
+        kind = self._kind()
         if self._now.attempts < ATTEMPTS:
             self._place(now_s, kind, why)
         else:
@@ -207,8 +235,7 @@ class Engine:
             return
         if self._now.route is None or self._now.broken is not None:
             self._now.attempts = 0
-            kind = "failover" if self._now.served else "place"
-            self._place(event.now_s, kind, self._now.broken or "deployment asked for")
+            self._place(event.now_s, self._kind(), self._now.broken or "deployment asked for")
             return
         found = self._now.crossings(self._now.route)
         if found:

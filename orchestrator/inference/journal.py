@@ -36,6 +36,7 @@ class Journal(EngineJournal[Instruction]):
                 reason=reason,
                 epoch=route.epoch if route is not None else None,
                 placement=route.placement if route is not None else None,
+                last_epoch=self._now.last_epoch,
             )
         )
 

@@ -63,6 +63,24 @@ class DeployRequested(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed(Event):
+    """Go on with what an earlier process left: `placement` under `epoch`, or nothing that served yet.
+
+    No route epoch above `last_epoch` was ever given to a node. `emptied` are nodes of the placement that hold
+    their shards no more; `served` says whether it ever did; `reason` says why it is begun again.
+    """
+
+    nodes: tuple[NodeState, ...]
+    network: Network
+    placement: Placement | None
+    epoch: int
+    last_epoch: int
+    emptied: frozenset[str]
+    served: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EnvironmentTaken(Event):
     """A monitoring cycle's view of nodes and network."""
 
@@ -224,10 +242,12 @@ class Announce(Instruction):
 
     `preparing` (no route yet), `serving`, `reconfiguring` (serving on the old route while the new one is made
     ready), `degraded` (no working route; a new one is sought), `failed` (could not be deployed), `retired`.
-    `epoch` and `placement` are those that serve, None before the first.
+    `epoch` and `placement` are those that serve, None before the first; `last_epoch` is the highest that a
+    node was given, or will be by the instructions that follow.
     """
 
     state: str
     reason: str
     epoch: int | None
     placement: Placement | None
+    last_epoch: int

@@ -8,21 +8,21 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from orchestrator.core.cost import Problem
 from orchestrator.core.cost_tables import evaluate
 from orchestrator.core.errors import CoreError, Infeasible
-from orchestrator.core.jsonable import to_json
-from orchestrator.core.model import NodeState, Placement, Shard
-from orchestrator.errors import OrchestratorError, WorkerError
+from orchestrator.core.model import NodeState, Placement
+from orchestrator.errors import OrchestratorError
 from orchestrator.events import Progress
 from orchestrator.inference import messages as m
 from orchestrator.inference.engine import Engine
 from orchestrator.inference.generations import Generations
+from orchestrator.inference.left import RETIRING, SUSPENDED, Left, placement_json
 from orchestrator.inference.request import DeploymentRequest
+from orchestrator.inference.shard_calls import ShardCalls
 from orchestrator.ports import (
     Clock,
     EventSink,
@@ -38,10 +38,10 @@ from orchestrator.ports import (
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5
-PREPARE_TIMEOUT_S = 120.0
-COMMAND_TIMEOUT_S = 10.0
+RESUME_PATIENCE_S = 10.0
+"""How long a deployment that is gone on with waits for the nodes that it was on; workers try every 5 s."""
+_RESUME_POLL_S = 0.1
 _CONTEXT_TOKENS = 1024
-_THREADS = 16
 ENDED = ("failed", "retired")
 
 
@@ -62,7 +62,9 @@ class DeploymentRun:
         models: ModelStore,
         events: EventSink,
         clock: Clock,
+        left: Left | None = None,
     ) -> None:
+        """`left`: go on with what an earlier process left."""
         self.deployment = deployment
         self._request = request
         self._make_spec = spec
@@ -79,24 +81,42 @@ class DeploymentRun:
         self._lock = threading.Lock()
         self._state = "accepted"
         self._reason = ""
-        self._epoch: int | None = None
-        self._placement: Placement | None = None
-        self._history: list[Json] = []
-        self._shards: dict[tuple[int, str], Shard] = {}
-        self._memory: dict[tuple[int, str], int] = {}
+        self._left = left
+        self._attempts = 0 if left is None else left.attempts
+        self._epoch: int | None = None if left is None else left.epoch or None
+        self._last_epoch = 0 if left is None else left.last_epoch
+        self._placement: Placement | None = None if left is None else left.placement
+        self._history: list[Json] = [] if left is None else list(left.placements)
         self._model: Model | None = None
         self._next_look_s = 0.0
+        self._noting = threading.Lock()
+        self._retiring = False
+        self._suspended: str | None = None
+        self._hurry = threading.Event()
         self._ended = threading.Event()
+        self._calls = ShardCalls(
+            deployment,
+            pool=pool,
+            models=models,
+            put=self.put,
+            request_timeout_s=request.request_timeout_s,
+        )
+        if left is not None:
+            self._calls.restore(left)
 
     def run(self) -> None:
         """Read the model, deploy it and keep it until it is taken down or cannot be had."""
         stop_listening = self._pool.subscribe(self._hear)
-        self._executor = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix=self.deployment)
         try:
-            self._note("preparing", f"reading model {self._request.model}")
+            again = "" if self._left is None else "resumed: "
+            self._note("preparing", f"{again}reading model {self._request.model}")
             self._model = self._models.resolve(
                 self._request.model, progress=Progress(self._events, self.deployment)
             )
+            self._attempts = 0
+            self._calls.model, self._calls.context_tokens = self._model, self.context_tokens
+            if self._left is not None:
+                self._await_nodes(self._left)
             self.spec = self._make_spec(self._model, self.context_tokens)
             self._loop(Engine(self.spec), self._model)
         except (OrchestratorError, CoreError) as error:
@@ -106,7 +126,7 @@ class DeploymentRun:
             self._note("failed", f"{type(error).__name__}: {error}")
         finally:
             stop_listening()
-            self._executor.shutdown(wait=True, cancel_futures=False)
+            self._calls.close()
             self._generations.fail(self.deployment, f"deployment {self.deployment} is {self.state}")
             self._ended.set()
 
@@ -120,6 +140,12 @@ class DeploymentRun:
         """Give the state that was announced last."""
         with self._lock:
             return self._state
+
+    @property
+    def reason(self) -> str:
+        """Give why it is in that state."""
+        with self._lock:
+            return self._reason
 
     @property
     def model(self) -> Model | None:
@@ -144,12 +170,13 @@ class DeploymentRun:
             return self._placement
 
     def memory(self) -> dict[str, int]:
-        """Give what this deployment takes of each node, in bytes; the largest of its route epochs' shards."""
+        """Give what this deployment takes of each node, in bytes."""
+        return self._calls.memory()
+
+    def serving_epoch(self) -> int | None:
+        """Give the route epoch that serves, None before the first."""
         with self._lock:
-            taken: dict[str, int] = {}
-            for (_, node), size in self._memory.items():
-                taken[node] = max(size, taken.get(node, 0))
-            return taken
+            return self._epoch
 
     def describe(self) -> Json:
         """Give what is worth showing of the live deployment."""
@@ -170,18 +197,94 @@ class DeploymentRun:
         """Tell the engine that something happened now."""
         self._inbox.put(kind(now_s=self._clock.monotonic_s(), **values))
 
+    def retire(self, reason: str) -> None:
+        """Take it down; that is kept at once, so that no later process goes on with it."""
+        with self._noting:
+            self._retiring = True
+            self._keep(RETIRING, reason)
+        self._hurry.set()
+        self.put(m.UndeployRequested, reason=reason)
+
+    def suspend(self, reason: str) -> None:
+        """Let go of it where it is, for another process to go on with it; its running requests end."""
+        self._suspended = reason
+        self._hurry.set()
+        self.put(m.Tick)
+
     def wait_ended(self, timeout_s: float) -> bool:
         """Wait for the end."""
         return self._ended.wait(timeout_s)
 
     def _loop(self, engine: Engine, model: Model) -> None:
         self._next_look_s = self._clock.monotonic_s() + self._request.monitor_interval_s
-        states = self._states(model)
-        network = self._northbound.network()
-        now_s = self._clock.monotonic_s()
-        self._carry_out(engine.handle(m.DeployRequested(now_s=now_s, nodes=states, network=network)))
+        self._carry_out(engine.handle(self._first_event(model)))
         while self.state not in ENDED:
-            self._carry_out(engine.handle(self._next_event(model)))
+            event = self._next_event(model)
+            if self._suspended is not None and not self._retiring:
+                self._let_go(self._suspended)
+                return
+            self._carry_out(engine.handle(event))
+
+    def _first_event(self, model: Model) -> m.Event:
+        left = self._left
+        if left is None:
+            states, network = self._states(model), self._northbound.network()
+            return m.DeployRequested(now_s=self._clock.monotonic_s(), nodes=states, network=network)
+        head = None if left.placement is None else left.placement.head
+        if head in self._here():
+            assert head is not None
+            self._calls.command(head, "cancel")  # nobody waits for what it still answers
+        emptied = self._calls.emptied(left)
+        return m.Resumed(
+            now_s=self._clock.monotonic_s(),
+            nodes=self._states(model),
+            network=self._northbound.network(),
+            placement=left.placement,
+            epoch=left.epoch,
+            last_epoch=left.last_epoch,
+            emptied=emptied,
+            served=bool(left.placements),
+            reason=self._why_resumed(left, model, emptied),
+        )
+
+    def _why_resumed(self, left: Left, model: Model, emptied: frozenset[str]) -> str:
+        told = "the orchestrator was started again"
+        if left.placement is None:
+            return f"{told}; nothing served yet"
+        if left.model != model.digest:
+            return f"{told} and {model.name} has changed since: every node is sent its part anew"
+        here = self._here()
+        missing = [node for node in left.placement.nodes if node not in here]
+        empty = sorted(emptied - set(missing))
+        gone = f"; not there: {', '.join(missing)}" if missing else ""
+        return f"{told}{gone}" + (f"; without their shards: {', '.join(empty)}" if empty else "")
+
+    def _await_nodes(self, left: Left) -> None:
+        """Wait until the nodes that served have attached again; before the first route: all that may come."""
+        started_s = self._clock.monotonic_s()
+        while True:
+            here = self._here()
+            known = [one.node for one in self._pool.nodes() if one.enrolled and not one.revoked]
+            wanted = known if left.placement is None else left.placement.nodes
+            missing = [node for node in wanted if node not in here]
+            if not missing or self._clock.monotonic_s() - started_s > RESUME_PATIENCE_S:
+                return
+            reason = f"resumed: waiting for {', '.join(missing)} to attach again"
+            if reason != self.reason:
+                self._note("preparing", reason)
+            if self._hurry.wait(_RESUME_POLL_S):
+                return
+
+    def _here(self) -> set[str]:
+        return {record.node for record in self._pool.nodes() if record.alive}
+
+    def _let_go(self, reason: str) -> None:
+        """End the running requests, leave the shards where they are."""
+        self._generations.fail(self.deployment, f"{reason}; ask again when it is back")
+        head = self.head()
+        if head is not None:
+            self._calls.command(head, "cancel")
+        self._note(SUSPENDED, reason)
 
     def _next_event(self, model: Model) -> m.Event:
         """Give what happened; the environment when it is time to look, a tick when nothing happens."""
@@ -207,16 +310,13 @@ class DeploymentRun:
     def _carry_out_one(self, instruction: m.Instruction) -> None:
         match instruction:
             case m.PrepareShard():
-                self._shards[instruction.epoch, instruction.shard.node] = instruction.shard
-                self._executor.submit(self._guarded, self._prepare, instruction)
+                self._calls.prepare(instruction)
             case m.CommitShard():
-                self._executor.submit(self._guarded, self._commit, instruction)
+                self._calls.commit(instruction)
             case m.AbortShard(node=node, epoch=epoch):
-                self._forget(node, lambda known: known == epoch)
-                self._executor.submit(self._command, node, "shard.abort", epoch)
+                self._calls.abort(node, epoch)
             case m.RetireShard(node=node, epoch=epoch):
-                self._forget(node, lambda known: known <= epoch)
-                self._executor.submit(self._command, node, "shard.retire", epoch)
+                self._calls.retire(node, epoch)
             case m.Record(decision=decision):
                 log.info("deployment %s: %s: %s", self.deployment, decision.verdict, decision.reason)
                 self._events.publish(self.deployment, "decision", decision.to_json())
@@ -227,109 +327,11 @@ class DeploymentRun:
             case _:
                 raise TypeError(f"the driver does not know the instruction {type(instruction).__name__}")
 
-    def _guarded(self, action: Callable[[Any], None], instruction: Any) -> None:
-        try:
-            action(instruction)
-        except Exception:
-            # Every foreseen failure is an event already; this one must not pass unseen.
-            log.exception("deployment %s: %r failed", self.deployment, instruction)
-
-    def _prepare(self, instruction: m.PrepareShard) -> None:
-        shard, epoch = instruction.shard, instruction.epoch
-        try:
-            fields = self._prepare_fields(epoch, shard, reuse=instruction.reuse)
-            answer = self._pool.request(
-                shard.node,
-                "bulk",
-                "shard.prepare",
-                fields,
-                None if instruction.reuse else self._parameters(shard),
-                timeout_s=PREPARE_TIMEOUT_S,
-            )
-        except OrchestratorError as error:
-            self.put(m.PrepareFailed, node=shard.node, epoch=epoch, reason=str(error))
-            return
-        except Exception as error:
-            log.exception("deployment %s: preparing %s failed", self.deployment, shard.node)
-            self.put(m.PrepareFailed, node=shard.node, epoch=epoch, reason=f"{type(error).__name__}: {error}")
-            return
-        memory = answer.fields.get("memory_bytes")
-        memory_bytes = memory if isinstance(memory, int) and memory >= 0 else None
-        with self._lock:
-            if memory_bytes is not None and (epoch, shard.node) in self._shards:
-                self._memory[epoch, shard.node] = memory_bytes
-        self.put(m.Prepared, node=shard.node, epoch=epoch, memory_bytes=memory_bytes)
-
-    def _prepare_fields(self, epoch: int, shard: Shard, *, reuse: bool) -> Json:
-        model = self._model
-        assert model is not None
-        fields: Json = {
-            "deployment": self.deployment,
-            "epoch": epoch,
-            "model": model.digest,
-            "config": model.config,
-            "roles": list(shard.roles),
-            "first_layer": shard.first_layer,
-            "end_layer": shard.end_layer,
-            "previous": shard.previous,
-            "next": self._neighbour(shard.next),
-            "context_tokens": self.context_tokens,
-            "request_timeout_s": self._request.request_timeout_s,
-            "ring_nodes": shard.ring_nodes,
-            "reuse": reuse,
-        }
-        if "head" in shard.roles:
-            fields["tokenizer_json"] = model.tokenizer_json
-        return fields
-
-    def _neighbour(self, node: str) -> Json:
-        record = self._pool.node(node)
-        if not record.alive or record.address is None:
-            raise WorkerError(f"the next node {node} is not attached: {record.reason}")
-        return {"node": node, "address": record.address, "port": record.port}
-
-    def _parameters(self, shard: Shard) -> Mapping[str, Any]:
-        assert self._model is not None
-        return self._models.shard(
-            self._model,
-            first_layer=shard.first_layer,
-            end_layer=shard.end_layer,
-            head="head" in shard.roles,
-        )
-
-    def _commit(self, instruction: m.CommitShard) -> None:
-        node, epoch = instruction.node, instruction.epoch
-        fields = {"deployment": self.deployment, "epoch": epoch}
-        try:
-            answer = self._pool.request(node, "control", "shard.commit", fields, timeout_s=COMMAND_TIMEOUT_S)
-        except OrchestratorError as error:
-            self.put(m.CommitFailed, node=node, epoch=epoch, reason=str(error))
-            return
-        if answer.fields.get("epoch") != epoch:
-            reason = f"node {node} committed epoch {answer.fields.get('epoch')}, asked was {epoch}"
-            self.put(m.CommitFailed, node=node, epoch=epoch, reason=reason)
-            return
-        self.put(m.Committed, node=node, epoch=epoch)
-
-    def _command(self, node: str, kind: str, epoch: int) -> None:
-        """Tell a node something whose answer nobody waits for."""
-        fields = {"deployment": self.deployment, "epoch": epoch}
-        try:
-            self._pool.request(node, "control", kind, fields, timeout_s=COMMAND_TIMEOUT_S)
-        except WorkerError as error:
-            log.info("deployment %s: %s", self.deployment, error)
-
-    def _forget(self, node: str, old: Callable[[int], bool]) -> None:
-        with self._lock:
-            for key in [key for key in self._shards if key[1] == node and old(key[0])]:
-                del self._shards[key]
-                self._memory.pop(key, None)
-
     def _announce(self, instruction: m.Announce) -> None:
         placement, epoch = instruction.placement, instruction.epoch
         with self._lock:
             fresh = placement is not None and epoch != self._epoch
-            self._epoch, self._placement = epoch, placement
+            self._epoch, self._placement, self._last_epoch = epoch, placement, instruction.last_epoch
         if fresh and placement is not None:
             served = {
                 "epoch": epoch,
@@ -361,26 +363,32 @@ class DeploymentRun:
             return None
 
     def _note(self, state: str, reason: str) -> None:
+        with self._noting:
+            if self._retiring and state not in ENDED:
+                return
+            self._keep(state, reason)
+
+    def _keep(self, state: str, reason: str) -> None:
+        """Say what it is now, and keep that."""
         with self._lock:
             self._state, self._reason = state, reason
         log.info("deployment %s: %s: %s", self.deployment, state, reason)
-        described = self.describe()
         ended_at = self._clock.unix_s() if state in ENDED else None
         self._store.update(
-            self.deployment, state=state, reason=reason, ended_at=ended_at, summary=_summary(described)
+            self.deployment, state=state, reason=reason, ended_at=ended_at, summary=self._to_leave().to_json()
         )
-        self._events.publish(self.deployment, "state", {**described, "final": state in ENDED})
+        self._events.publish(self.deployment, "state", {**self.describe(), "final": state in ENDED})
 
-
-def placement_json(placement: Placement) -> Json:
-    """Write a placement as JSON."""
-    return {
-        "head": placement.head,
-        "stages": [to_json(stage) for stage in placement.stages],
-        "hops": [list(hop) for hop in placement.hops],
-        "text": placement.describe(),
-    }
-
-
-def _summary(described: Json) -> Json:
-    return {name: described[name] for name in ("route_epoch", "placement", "placements")}
+    def _to_leave(self) -> Left:
+        left = self._left or Left(resumes=-1)
+        with self._lock:
+            return Left(
+                epoch=self._epoch or 0,
+                last_epoch=self._last_epoch,
+                placement=self._placement,
+                placements=tuple(self._history),
+                model=left.model if self._model is None else self._model.digest,
+                memory_bytes=self._calls.memory(),
+                resumes=left.resumes + 1,
+                attempts=self._attempts,
+            )

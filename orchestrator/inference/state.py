@@ -10,7 +10,7 @@ from orchestrator.core.cost import Problem
 from orchestrator.core.decisions import Crossing
 from orchestrator.core.jsonable import Json
 from orchestrator.core.model import Network, NodeState, Placement, Shard
-from orchestrator.core.triggers import Ewma, crossings
+from orchestrator.core.triggers import NODE_LOSS, PRIVACY, Ewma, crossings
 from orchestrator.inference.messages import DeploymentSpec
 
 
@@ -76,7 +76,7 @@ class DeploymentState:
 
     `broken` says why the route serves no more; `emptied` are nodes of the route that hold its shard no more
     (retired, or lost and perhaps back, empty); `refused` says until when those that could not take their
-    shard are left out.
+    shard are left out; `resuming`: nothing has served since an earlier process left the route.
     """
 
     spec: DeploymentSpec
@@ -92,6 +92,7 @@ class DeploymentState:
     changed_at_s: float | None = None
     latency: Ewma = field(default_factory=Ewma)
     private: bool = False
+    resuming: bool = False
     emptied: set[str] = field(default_factory=set)
     refused: dict[str, float] = field(default_factory=dict)
 
@@ -135,6 +136,19 @@ class DeploymentState:
             for shard in shards
             if self.is_alive(shard.node) and shard.node not in self.emptied
         }
+
+    def as_left(self) -> Placement | None:
+        """Return the placement that an earlier process left, as long as its nodes can still have it."""
+        if not self.resuming or self.route is None:
+            return None
+        placement = self.route.placement
+        if placement.layer_count != len(self.spec.model.layers):
+            return None
+        hindered = any(crossing.trigger in (NODE_LOSS, PRIVACY) for crossing in self.crossings(self.route))
+        refused = any(name in self.refused for name in placement.nodes)
+        head = next((node for node in self.nodes if node.name == placement.head), None)
+        sound = head is not None and head.trusted and not hindered and not refused
+        return placement if sound else None
 
     def is_alive(self, name: str) -> bool:
         """Say whether a node is there."""

@@ -298,17 +298,13 @@ def test_entries_are_kept_in_order_and_found_by_type_and_place(store):
     assert store.count_entries("epoch") == 2
 
 
-def test_what_was_running_when_the_process_ended_is_interrupted(store):
+def test_what_has_not_ended_is_found_again(store):
     store.add(record("job-1"))
     store.add(record("job-2"))
     store.update("job-2", state="completed", ended_at=5.0)
     store.add(record("dep-1", kind="deployment"))
     assert [item.id for item in store.unfinished("job")] == ["job-1"]
-    assert store.interrupt_running("job", at=9.0) == 1
-    assert store.unfinished("job") == []
-    assert store.get("dep-1").ended_at is None
-    assert (store.get("job-1").state, store.get("job-1").ended_at) == ("interrupted", 9.0)
-    assert store.get("job-2").state == "completed"
+    assert [item.id for item in store.unfinished("deployment")] == ["dep-1"]
 
 
 def test_the_sql_store_survives_a_restart(tmp_path):

@@ -68,6 +68,7 @@ class Loopback:
         self.processes: dict[str, subprocess.Popen] = {}
         self.workers: dict[str, int] = {}
         self.addresses: dict[str, str] = {}
+        self._configurations: dict[str, dict] = {}
 
     def alive(self) -> set[str]:
         """Name the nodes that are there."""
@@ -105,7 +106,15 @@ class Loopback:
             "pacing": True,
             "emulated": True,
         }
-        log = str(self.directory / f"{node}.log")
+        self._configurations[node] = worker
+        self._spawn_worker(node)
+
+    def restart_worker(self, node: str) -> None:
+        """Start a worker again that was killed; it has its certificate, and nothing else."""
+        self._spawn_worker(node)
+
+    def _spawn_worker(self, node: str) -> None:
+        log, worker = str(self.directory / f"{node}.log"), self._configurations[node]
         call = {"call": "spawn", "node": node, "netns": None, "log": log, "worker": worker}
         self.workers[node] = self._ask_zygote(call)["pid"]
 
@@ -164,6 +173,11 @@ class Loopback:
 
     def kill(self, node: str) -> None:
         os.kill(self.workers.pop(node), signal.SIGKILL)
+
+    def kill_orchestrator(self) -> None:
+        process = self.processes.pop("orchestrator")
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(10) == -signal.SIGKILL
 
     def log(self, name: str) -> str:
         return "\n".join((self.directory / f"{name}.log").read_text().splitlines()[-40:])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-
 import pytest
 from loopback_orchestrator import system_of
 
@@ -28,12 +26,6 @@ def await_workers(system):
     system.wait(lambda: system.alive() == set(FLOPS), what="all workers are alive")
 
 
-def kill_orchestrator(system):
-    process = system.processes.pop("orchestrator")
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(10) == -signal.SIGKILL
-
-
 @pytest.fixture(scope="module")
 def undisturbed(system):
     made = system.post("/api/v1/jobs", {**JOB, "model": system.model})
@@ -52,7 +44,7 @@ def test_a_killed_orchestrator_goes_on_with_the_job_at_its_last_round(system, un
     address = f"/api/v1/jobs/{made['id']}"
     system.wait(lambda: len(checkpoints(system, made["id"])) == 2, what="two rounds are kept")
     done = max(epoch["epoch"] for epoch in system.get(address)["epochs"])
-    kill_orchestrator(system)
+    system.kill_orchestrator()
     kept = checkpoints(system, made["id"])
     assert 1 <= len(kept) <= 3, "at most the newest two, and one that is being written"
     if damaged:  # as a disk does that loses what was written last
@@ -89,7 +81,7 @@ def test_an_orchestrator_that_is_killed_again_and_again_still_finishes(system, u
         system.wait(
             lambda rounds=rounds: len(system.get(address)["epochs"]) >= rounds, what=f"{rounds} rounds"
         )
-        kill_orchestrator(system)
+        system.kill_orchestrator()
         system.start_orchestrator()
     shown = system.wait_state(address, ("completed", "failed"))
     assert shown["state"] == "completed", (shown["reason"], system.log("orchestrator"))

@@ -75,12 +75,6 @@ class MemoryStore:
         found = self.records(kind=kind, limit=len(self._records), offset=0)[0]
         return [record for record in found if record.ended_at is None]
 
-    def interrupt_running(self, kind, *, at):
-        running = self.unfinished(kind)
-        for record in running:
-            self.update(record.id, state="interrupted", ended_at=at, reason="the orchestrator stopped")
-        return len(running)
-
     def ready(self):
         return None
 

@@ -76,21 +76,25 @@ class World:
         )
         self.pool.answers["generate"] = self.generate
         self.pool.answers["cancel"] = lambda *_: self.answer({})
-        self.deployments = SplitDeployments(
-            pool=self.pool,
-            northbound=FakeNorthbound(
-                network(0.0, [path(a, b) for a in everyone for b in everyone if a != b])
-            ),
-            store=self.store,
-            models=FourLayers(),
-            events=self.events,
-            clock=SystemClock(),
-            ids=lambda kind: f"{kind}-{next(numbers)}",
-        )
+        self.models = FourLayers()
+        self.network = network(0.0, [path(a, b) for a in everyone for b in everyone if a != b])
+        self.ids = lambda kind: f"{kind}-{next(numbers)}"
+        self.deployments = self.start_process()
         for node in NODES:
             self.pool.join(node, trusted=node == "h1", profile={
                 "compute_flops": 1e9, "layer_overhead_s": 0.0, "memory_bytes": 1500,
             })  # fmt: skip
+
+    def start_process(self):
+        return SplitDeployments(
+            pool=self.pool,
+            northbound=FakeNorthbound(self.network),
+            store=self.store,
+            models=self.models,
+            events=self.events,
+            clock=SystemClock(),
+            ids=self.ids,
+        )
 
     def prepare(self, node, fields, tensors):
         with self.lock:

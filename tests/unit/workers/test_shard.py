@@ -335,6 +335,10 @@ def test_cancelling_ends_a_generation(make_ring: MakeRing) -> None:
     ring.ask("a", "cancel", deployment="d", request="r")
     assert ring.wait_done("r")["finish_reason"] == "cancelled"
     ring.ask("a", "cancel", deployment="d", request="r")  # again: nothing happens
+    for request in ("s", "t"):
+        ring.generate("a", request, max_tokens=100)
+    ring.ask("a", "cancel", deployment="d")  # all that still run
+    assert [ring.wait_done(request)["finish_reason"] for request in ("s", "t")] == ["cancelled"] * 2
 
 
 def test_retiring_the_committed_epoch_ends_what_runs(make_ring: MakeRing) -> None:
