@@ -92,12 +92,15 @@ class Outbox:
         self._waiting: deque[tuple[str, Mapping[str, Any]]] = deque()
         self._channel: link.Channel | None = None
         self._closed = False
+        self._sending = False
         self._thread = threading.Thread(target=self._send_all, name="outbox", daemon=True)
         self._thread.start()
 
     def put(self, kind: str, fields: Mapping[str, Any]) -> None:
-        """Queue a notification; never waits. The oldest are given up when too many wait."""
+        """Send a notification or queue it; never waits. The oldest are given up when too many wait."""
         with self._condition:
+            if self._sent_at_once(kind, fields):
+                return
             if len(self._waiting) >= OUTBOX_LIMIT:
                 lost_kind, lost = self._waiting.popleft()
                 logger.warning(
@@ -118,13 +121,24 @@ class Outbox:
             self._closed = True
             self._condition.notify()
 
+    def _sent_at_once(self, kind: str, fields: Mapping[str, Any]) -> bool:
+        """Send past the thread, cheaper than waking it, if nothing waits and the socket has room."""
+        if self._channel is None or self._waiting or self._sending or self._closed:
+            return False
+        try:
+            return self._channel.notify_at_once(kind, fields)
+        except (LinkError, WireError):
+            return False  # the thread will find out, and say so
+
     def _send_all(self) -> None:
         while True:
             with self._condition:
+                self._sending = False
                 self._condition.wait_for(lambda: self._closed or (self._waiting and self._channel))
                 if self._closed:
                     return
                 channel, (kind, fields) = self._channel, self._waiting.popleft()
+                self._sending = True
             assert channel is not None
             try:
                 channel.notify(kind, fields)

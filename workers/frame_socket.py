@@ -29,6 +29,7 @@ from workers.wire import (
     MAX_HEADER_BYTES,
     PREFIX,
     BodySink,
+    Form,
     Frame,
     Header,
     Tensor,
@@ -48,6 +49,8 @@ BODIES_KEPT = 2
 HELD_UP_RATIO = 0.1
 """A body whose sink took more than this share of the time to read it says nothing of the path."""
 _UNREFERENCED = 2  # the list and the call that counts
+_KNOWN_HEADERS = 64
+_KNOWN_HEADER_BYTES = 512
 STALL_TIMEOUT_S = 60.0
 """How long a peer may stand still in the middle of a frame."""
 
@@ -77,6 +80,7 @@ class FrameSocket:
         self._closing = False
         self._broken = False
         self._bodies = _Bodies()
+        self._known: dict[bytes, Header] = {}
         self._ahead = memoryview(bytearray(READ_AHEAD_BYTES))
         self._ahead_start = self._ahead_end = 0
         # Two threads must not wait on one poller: one is the receiving thread's, the other the senders'.
@@ -122,13 +126,23 @@ class FrameSocket:
         Raises:
             EndOfStream, WireError: as `send`.
         """
-        buffers = encode(frame, checked=False)
-        if sum(map(len, buffers)) > READ_AHEAD_BYTES or not self._write_lock.acquire(blocking=False):
+        return self._write_at_once(b"".join(encode(frame, checked=False)))
+
+    def send_form_at_once(self, form: Form) -> bool:
+        """Send a form's frame as it is now, if that takes no waiting; tells whether it was sent.
+
+        Raises:
+            EndOfStream, WireError: as `send`.
+        """
+        return self._write_at_once(form.whole)
+
+    def _write_at_once(self, whole: bytes | memoryview) -> bool:
+        if len(whole) > READ_AHEAD_BYTES or not self._write_lock.acquire(blocking=False):
             return False
         try:
             if not self._writable.poll(0):
                 return False
-            self._write_all(buffers, None)
+            self._write_all([memoryview(whole)], None)
         finally:
             self._write_lock.release()
         return True
@@ -148,13 +162,13 @@ class FrameSocket:
             header_len, body_len = decode_prefix(
                 prefix, max_header_bytes=self.max_header_bytes, max_body_bytes=self.max_body_bytes
             )
-            packed = bytearray(header_len)
-            self._read(memoryview(packed))
-            header = decode_header(packed, body_len=body_len, max_body_bytes=self.max_body_bytes)
+            header = self._read_header(header_len, body_len)
             pace = pace_of(body_len)
             sink = sink_of(header) if sink_of is not None and header.tensors else None
             tensors: dict[str, Tensor] = {}
-            if sink is None:
+            if sink is None and body_len <= self._ahead_end - self._ahead_start:
+                tensors = self._take_tensors(header.tensors)
+            elif sink is None:
                 tensors = self._read_tensors(header.tensors, body_len, pace)
             elif not self._read_into(sink, header, body_len, pace):
                 pace = None
@@ -188,6 +202,31 @@ class FrameSocket:
         self.shutdown()
         with self._write_lock, self._read_lock, self._socket_lock:
             self._sock.close()
+
+    def _read_header(self, header_len: int, body_len: int) -> Header:
+        """Read a header; one that came before on this connection, word for word, is not checked again."""
+        packed = bytearray(header_len)
+        self._read(memoryview(packed))
+        key = bytes(packed) if header_len <= _KNOWN_HEADER_BYTES else b""
+        header = self._known.get(key)
+        if header is not None and sum([spec.size_bytes for spec in header.tensors]) == body_len:
+            return header
+        header = decode_header(packed, body_len=body_len, max_body_bytes=self.max_body_bytes)
+        if key and header.of_constant_form:
+            if len(self._known) >= _KNOWN_HEADERS:
+                self._known.clear()
+            self._known[key] = header
+        return header
+
+    def _take_tensors(self, specs: tuple[TensorSpec, ...]) -> dict[str, Tensor]:
+        """Give the tensors of a body that was read ahead as a whole."""
+        tensors = {}
+        for spec in specs:
+            count = math.prod(spec.shape)
+            tensor = np.frombuffer(self._ahead, spec.dtype, count, self._ahead_start)
+            tensors[spec.name] = tensor.reshape(spec.shape).copy()
+            self._ahead_start += spec.size_bytes
+        return tensors
 
     def _read_into(self, sink: BodySink, header: Header, body_len: int, pace: Pace | None) -> bool:
         """Have `sink` take the body; tells whether its pace was the path's, not the sink's own."""

@@ -8,6 +8,7 @@ its tokens; what still comes out of the old one is not waited for and not used.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections import deque
@@ -34,6 +35,8 @@ class Generation:
     """One request that is being answered."""
 
     request: str
+    number: int = 0
+    """What the ring knows the request by; given by the head."""
     tokens: list[int]
     prompt_tokens: int
     max_tokens: int
@@ -84,8 +87,11 @@ class Head:
         self._clock = clock
         self._current: Stage | None = None
         self._generations: dict[str, Generation] = {}
+        self._numbered: dict[int, Generation] = {}
+        self._numbers = itertools.count(1)
         self._ready: deque[Generation] = deque()
         self._dispatching = False
+        self._untold: list[dict[str, Any]] = []
 
     def start(self, generation: Generation) -> str | None:
         """Begin to answer a request; returns why not, if so."""
@@ -93,7 +99,9 @@ class Head:
             return f"request {generation.request!r} is already running"
         if len(self._generations) >= MAX_GENERATIONS:
             return f"{MAX_GENERATIONS} requests are running"
+        generation.number = next(self._numbers)
         self._generations[generation.request] = generation
+        self._numbered[generation.number] = generation
         self._schedule(generation)
         return None
 
@@ -125,7 +133,7 @@ class Head:
         generations = list(waited.values())
         if generations and stage.assignment.ends_ring:
             generations, rows = self._step(stage, generations, [places[n] for n in waited], rows)
-        self._take(generations, stage, rows)
+        self._go_on(generations, stage, rows)
 
     def prompt_came_round(self, stage: Stage, place: Place, rows: Rows) -> None:
         """Take rows [T, H] of one request from the ring's last node."""
@@ -134,15 +142,23 @@ class Head:
             return
         if stage.assignment.ends_ring:
             try:
-                rows = stage.prefill(place.request, place.position, rows)
+                rows = stage.prefill(place.number, place.position, rows)
             except CacheError as error:
                 self._give_up(generation, error)
                 return
-        self._take([generation], stage, rows[-1:])
+        self._go_on([generation], stage, rows[-1:])
 
-    def failed(self, stage: Stage, request: str, detail: str) -> None:
+    def _go_on(self, generations: Sequence[Generation], stage: Stage, rows: Rows) -> None:
+        """Take what came round and send on what follows from it, before anything else that waits."""
+        self._dispatching = True
+        try:
+            self._take(generations, stage, rows)
+        finally:
+            self._dispatch()
+
+    def failed(self, stage: Stage, number: int, detail: str) -> None:
         """Learn that a node of the ring cannot serve a request."""
-        generation = self._generations.get(request)
+        generation = self._numbered.get(number)
         if generation and generation.stage is stage:
             self._end(generation, "error", detail)
 
@@ -165,7 +181,7 @@ class Head:
 
     def _waiting_for(self, stage: Stage, place: Place) -> Generation | None:
         """Return whose pass has come round; None if it belongs to no pass under way."""
-        generation = self._generations.get(place.request)
+        generation = self._numbered.get(place.number)
         if generation is None or not generation.in_flight or generation.stage is not stage:
             return None
         return generation if place.sequence == generation.sequence else None
@@ -193,6 +209,7 @@ class Head:
             self._ready.popleft()
             generation.scheduled = False
             if stage is not None and prompt:
+                self._tell_tokens()
                 self._send_prompt(generation, stage)
                 break
             if wanted:
@@ -202,6 +219,7 @@ class Head:
         if self._ready and not self._dispatching:
             self._dispatching = True
             self._follow_up(self._dispatch)
+        self._tell_tokens()
 
     def _group_size(self, stage: Stage | None) -> int:
         """Return how many sequences go together, so that every stage of the ring has a group."""
@@ -219,11 +237,16 @@ class Head:
         rows = stage.embed(tokens, range(position, position + len(tokens)))
         if stage.assignment.starts_ring:
             try:
-                rows = stage.prefill(generation.request, position, rows)
+                rows = stage.prefill(generation.number, position, rows)
             except CacheError as error:
                 self._give_up(generation, error)
                 return
-        self._send(stage, [generation], [self._next_pass(generation)], rows)
+        place = self._next_pass(generation)
+        if stage.link is None:
+            self._take([generation], stage, rows[-1:])
+            return
+        self._under_way([generation], stage)
+        ring_frames.send_prompt(stage, place, rows)
 
     def _send_together(self, generations: list[Generation], stage: Stage) -> None:
         """Send the next row of each of several sequences."""
@@ -232,25 +255,24 @@ class Head:
         rows = stage.embed(tokens, [place.position for place in places])
         if stage.assignment.starts_ring:
             generations, rows = self._step(stage, generations, places, rows)
-            places = [place for place in places if place.request in self._generations]
-        if generations:
-            self._send(stage, generations, places, rows)
+            places = [place for place in places if place.number in self._numbered]
+        if stage.link is None or not generations:
+            self._take(generations, stage, rows)
+            return
+        self._under_way(generations, stage)
+        stage.together = self._group_size(stage)
+        ring_frames.send_rows(stage, places, rows)
 
     def _next_pass(self, generation: Generation) -> Place:
         position = generation.cached
         generation.cached = len(generation.tokens)
         generation.sequence += 1
-        return Place(request=generation.request, position=position, sequence=generation.sequence)
+        return Place(generation.number, position, generation.sequence)
 
-    def _send(self, stage: Stage, generations: list[Generation], places: Sequence[Place], rows: Rows) -> None:
-        if stage.link is None:
-            self._take(generations, stage, rows[-len(generations) :])
-            return
+    def _under_way(self, generations: Sequence[Generation], stage: Stage) -> None:
         due_s = self._clock() + stage.assignment.request_timeout_s
         for generation in generations:
             generation.in_flight, generation.due_s = True, due_s
-        stage.together = self._group_size(stage)
-        ring_frames.send_rows(stage, places, rows)
 
     def _step(
         self, stage: Stage, generations: list[Generation], places: Sequence[Place], rows: Rows
@@ -291,7 +313,7 @@ class Head:
             rest, stopped = generation.stops.push(generation.text.flush())
             text += rest if stopped else rest + generation.stops.flush()
         finish = "stop" if stopped else finish
-        self._tell_token(generation, stage, choice, text=text)
+        self._note_token(generation, stage, choice, text=text)
         if finish:
             self._end(generation, finish)
         else:
@@ -302,25 +324,33 @@ class Head:
             return "stop"
         return "length" if generation.made >= generation.max_tokens else None
 
-    def _tell_token(self, generation: Generation, stage: Stage, choice: Choice, *, text: str) -> None:
+    def _note_token(self, generation: Generation, stage: Stage, choice: Choice, *, text: str) -> None:
+        """Have a token told once the rows that follow from it and from its like are on their way."""
         now_s = self._clock()
-        self._tell(
-            "token",
-            generation,
-            index=generation.made - 1,
-            token=choice.token,
-            text=text,
-            epoch=stage.epoch,
-            elapsed_s=now_s - generation.last_token_s,
-            replayed=generation.replayed,
-            margin=choice.margin,
-            **_probabilities(stage, choice),
+        self._untold.append(
+            {
+                "request": generation.request,
+                "index": generation.made - 1,
+                "token": choice.token,
+                "text": text,
+                "epoch": stage.epoch,
+                "elapsed_s": now_s - generation.last_token_s,
+                "replayed": generation.replayed,
+                "margin": choice.margin,
+                **_probabilities(stage, choice),
+            }
         )
         generation.last_token_s, generation.replayed = now_s, 0
 
+    def _tell_tokens(self) -> None:
+        if self._untold:
+            tokens, self._untold = self._untold, []
+            self._notify("tokens", {"deployment": self._deployment, "tokens": tokens})
+
     def _end(self, generation: Generation, reason: str, detail: str = "") -> None:
+        self._tell_tokens()
         generation.ended = True
-        del self._generations[generation.request]
+        del self._generations[generation.request], self._numbered[generation.number]
         self._leave_ring(generation)
         self._tell("done", generation, finish_reason=reason, detail=detail, tokens=generation.made)
 
@@ -329,9 +359,9 @@ class Head:
         stage = generation.stage
         if stage is None or stage.closed:
             return
-        stage.forget(generation.request)
+        stage.forget(generation.number)
         if stage.link:
-            stage.link.send("release", ring_frames.address(stage, generation.request))
+            stage.link.send("release", ring_frames.address(stage, generation.number))
 
     def _tell(self, kind: str, generation: Generation, **fields: Any) -> None:
         self._notify(kind, {"deployment": self._deployment, "request": generation.request, **fields})

@@ -29,7 +29,7 @@ from workers.errors import (
     WorkersError,
 )
 from workers.frame_socket import FrameSocket
-from workers.wire import BodySink, Frame, Header, Tensor, dropped
+from workers.wire import BodySink, Form, Frame, Header, Tensor, dropped
 
 logger = logging.getLogger(__name__)
 
@@ -171,8 +171,7 @@ class Channel:
 
         Raises ChannelClosed, RequestTimeout and WireError as `request` does.
         """
-        if self._closed_reason is not None:
-            raise ChannelClosed(f"{self}: {self._closed_reason}")
+        self._check_open()
         try:
             self._send(Frame(kind, fields=fields or {}, tensors=tensors or {}), timeout_s)
         except TimeoutError as error:
@@ -185,13 +184,24 @@ class Channel:
 
         Raises ChannelClosed, RequestTimeout and WireError as `notify` does.
         """
-        if self._closed_reason is not None:
-            raise ChannelClosed(f"{self}: {self._closed_reason}")
+        self._check_open()
         frame = Frame(kind, fields=fields, tensors=tensors or {})
         try:
             return self._socket.send_at_once(frame)
         except (EndOfStream, WireError) as error:
-            self._end_if_broken(frame, error)
+            self._end_if_broken(kind, error)
+            raise
+
+    def send_form_at_once(self, form: Form) -> bool:
+        """Tell the peer what a form says now, if that takes no waiting; tells whether it was sent.
+
+        Raises ChannelClosed, RequestTimeout and WireError as `notify` does.
+        """
+        self._check_open()
+        try:
+            return self._socket.send_form_at_once(form)
+        except (EndOfStream, WireError) as error:
+            self._end_if_broken(form.kind, error)
             raise
 
     def close(self, reason: str = "closed on this side") -> None:
@@ -216,17 +226,21 @@ class Channel:
         try:
             self._socket.send(frame, timeout_s=timeout_s)
         except (EndOfStream, WireError) as error:
-            self._end_if_broken(frame, error)
+            self._end_if_broken(frame.kind, error)
             raise
 
-    def _end_if_broken(self, frame: Frame, error: EndOfStream | WireError) -> None:
+    def _check_open(self) -> None:
+        if self._closed_reason is not None:
+            raise ChannelClosed(f"{self}: {self._closed_reason}")
+
+    def _end_if_broken(self, kind: str, error: EndOfStream | WireError) -> None:
         """Close the channel if sending broke the stream, and say so in the link's own terms."""
         if isinstance(error, EndOfStream):
             self.close(str(error))
             raise ChannelClosed(f"{self}: {self._closed_reason}") from error
         if self._socket.broken:
             self.close(str(error))
-            raise RequestTimeout(f"{self}: {frame.kind!r}: {error}") from error
+            raise RequestTimeout(f"{self}: {kind!r}: {error}") from error
 
     def _read_all(self) -> None:
         notifier = threading.Thread(target=self._notify_all, name=f"notify {self}", daemon=True)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from workers.assignment import Neighbour
 from workers.errors import LinkError, WireError
-from workers.wire import Tensor
+from workers.wire import Form, Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,9 @@ class PeerChannel(Protocol):
         self, kind: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
     ) -> bool:
         """Send a small frame if that takes no waiting; tells whether it was sent."""
+
+    def send_form_at_once(self, form: Form) -> bool:
+        """Send a form as it is now, if it is small and that takes no waiting; tells whether it was sent."""
 
     def close(self) -> None:
         """End the connection."""
@@ -80,26 +83,30 @@ class PeerLink:
     def send(self, kind: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
         """Send a frame or queue it, after all that were before it; never waits."""
         with self._lock:
-            if not self._undelivered and self._sent_at_once(kind, fields, tensors):
-                return
-            due_s = time.monotonic() + PATIENCE_S
-            frame = _Outgoing(kind=kind, fields=fields, tensors=tensors or {}, due_s=due_s)
-            try:
-                self._waiting.put_nowait(frame)
-                self._undelivered += 1
-                return
-            except queue.Full:
-                pass
-        logger.warning("%s to %s dropped: %d frames wait", kind, self.neighbour.node, MAX_FRAMES_WAITING)
+            if not self._sent_at_once(lambda channel: channel.notify_at_once(kind, fields, tensors)):
+                self._queue(kind, fields, tensors or {})
 
-    def _sent_at_once(
-        self, kind: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor] | None
-    ) -> bool:
+    def send_form(self, form: Form) -> None:
+        """Send what a form says now, or queue that, as `send` does."""
+        with self._lock:
+            if not self._sent_at_once(lambda channel: channel.send_form_at_once(form)):
+                frame = form.frame()
+                self._queue(frame.kind, frame.fields, frame.tensors)
+
+    def _sent_at_once(self, sent: Callable[[PeerChannel], bool]) -> bool:
         channel = self._channel
         try:
-            return channel is not None and channel.notify_at_once(kind, fields, tensors)
+            return not self._undelivered and channel is not None and sent(channel)
         except (LinkError, WireError):
             return False  # the sender will find out, and connect anew
+
+    def _queue(self, kind: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        due_s = time.monotonic() + PATIENCE_S
+        try:
+            self._waiting.put_nowait(_Outgoing(kind=kind, fields=fields, tensors=tensors, due_s=due_s))
+            self._undelivered += 1
+        except queue.Full:
+            logger.warning("%s to %s dropped: %d frames wait", kind, self.neighbour.node, MAX_FRAMES_WAITING)
 
     def close(self) -> None:
         """End the connection; what waits is dropped."""

@@ -13,57 +13,71 @@ import numpy as np
 from workers import fields
 from workers.errors import WireError
 from workers.stage import Place, Rows, Stage
-from workers.wire import Frame
+from workers.wire import Form, Frame
 
 MOST_TOGETHER = 64
 """Rows of so many sequences at most go through a stage at once, and in one frame."""
 _LONGEST_DETAIL = 2_000
-_ROW = ("request", "position", "sequence")
+_FORMS_KEPT = 8
 
 
-def address(stage: Stage, request: str) -> dict[str, Any]:
+def address(stage: Stage, number: int) -> dict[str, Any]:
     """Return the fields that say which request of which deployment and epoch a frame is about."""
-    return {"deployment": stage.assignment.deployment, "epoch": stage.epoch, "request": request}
+    return {"deployment": stage.assignment.deployment, "epoch": stage.epoch, "number": number}
+
+
+def send_prompt(stage: Stage, place: Place, rows: Rows) -> None:
+    """Send rows [T, H] of one sequence, from its place on, to the next node."""
+    assert stage.link is not None
+    where = {"position": place.position, "sequence": place.sequence}
+    stage.link.send("activation", {**address(stage, place.number), **where}, {"x": rows})
 
 
 def send_rows(stage: Stage, places: Sequence[Place], rows: Rows) -> None:
-    """Send rows to the next node: [T, H] of one sequence from its place on, or [M, H] of M sequences."""
+    """Send the next rows [M, H] of M sequences to the next node."""
     assert stage.link is not None
-    if len(places) == 1:
-        (place,) = places
-        where = {"position": place.position, "sequence": place.sequence, "together": stage.together}
-        stage.link.send("activation", {**address(stage, place.request), **where}, {"x": rows})
-        return
-    listed = [[place.request, place.position, place.sequence] for place in places]
-    fields = {
-        "deployment": stage.assignment.deployment,
-        "epoch": stage.epoch,
-        "rows": listed,
-        "together": stage.together,
-    }
-    stage.link.send("activations", fields, {"x": rows})
+    form = _form(stage, len(places))
+    form.tensors["x"][:] = rows
+    form.tensors["places"][:] = places
+    stage.link.send_form(form)
 
 
-def places(message: Mapping[str, Any]) -> list[Place]:
-    """Return whose rows an `activations` frame carries."""
-    listed = message.get("rows")
-    if not isinstance(listed, list) or not 1 <= len(listed) <= MOST_TOGETHER:
-        raise WireError(f"activations: rows must list 1 to {MOST_TOGETHER} of [request, position, sequence]")
-    if not all(isinstance(entry, list) and len(entry) == 3 for entry in listed):
-        raise WireError("activations: a row must be announced as [request, position, sequence]")
-    places = [place_of(dict(zip(_ROW, entry, strict=True))) for entry in listed]
-    if len({place.request for place in places}) != len(places):
+def _form(stage: Stage, count: int) -> Form:
+    """Return the frame of `count` rows, laid out once."""
+    key = count, stage.together
+    form = stage.forms.get(key)
+    if form is None:
+        if len(stage.forms) >= _FORMS_KEPT:
+            stage.forms.clear()
+        fields = {
+            "deployment": stage.assignment.deployment,
+            "epoch": stage.epoch,
+            "together": stage.together,
+        }
+        hidden = stage.assignment.config.hidden_size
+        shapes = {"x": (np.float32, (count, hidden)), "places": (np.int64, (count, len(Place._fields)))}
+        form = stage.forms[key] = Form("activations", fields, shapes)
+    return form
+
+
+def places(frame: Frame) -> list[Place]:
+    """Return whose rows an `activations` frame carries, one each."""
+    array = frame.tensors.get("places")
+    if array is None or array.dtype != np.int64 or array.ndim != 2 or array.shape[1] != len(Place._fields):
+        raise WireError("activations: places must be i64 [rows, 3]: number, position and sequence of each")
+    if not 1 <= len(array) <= MOST_TOGETHER:
+        raise WireError(f"activations: {len(array)} rows, where 1 to {MOST_TOGETHER} go together")
+    places = [Place._make(values) for values in array.tolist()]
+    if any(min(place) < 0 for place in places):
+        raise WireError("activations: number, position and sequence must not be below 0")
+    if len(places) > 1 and len({place.number for place in places}) != len(places):
         raise WireError("activations: two rows of one request")
     return places
 
 
 def place_of(message: Mapping[str, Any]) -> Place:
-    """Return whose row a message is about."""
-    return Place(
-        request=fields.text(message, "request"),
-        position=fields.integer(message, "position"),
-        sequence=fields.integer(message, "sequence"),
-    )
+    """Return where the rows of an `activation` frame begin."""
+    return Place._make(fields.integer(message, key) for key in Place._fields)
 
 
 def rows(stage: Stage, frame: Frame) -> Rows:

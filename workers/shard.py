@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from workers import fields, ring_frames
@@ -28,7 +28,7 @@ from workers.models.tokenizer import TextStream
 from workers.peers import Dial, PeerLink, PeerLinks
 from workers.probe import probe_layer
 from workers.sampling import Sampling
-from workers.stage import Place, Rows, Stage, take_arrived
+from workers.stage import Failures, Place, Rows, Stage, take_arrived
 from workers.stopping import LONGEST_STOP, MOST_STOPS, StopTexts
 from workers.wire import Frame
 
@@ -111,13 +111,13 @@ class ShardHost:
             stage = self._addressed(peer_name, frame)
             if stage is None:
                 logger.debug("%s of %s for no epoch that is held: %s", frame.kind, peer_name, frame.fields)
-            elif frame.kind == "activation":
-                self._take_activation(stage, frame, more=more)
             elif frame.kind == "activations":
-                self._take_activations(stage, frame, more=more)
+                self._take_rows(stage, frame, more=more)
+            elif frame.kind == "activation":
+                self._take_prompt(stage, frame)
             elif frame.kind == "release":
-                request, failure = fields.text(frame.fields, "request"), ring_frames.failure(frame.fields)
-                self._compute.submit(lambda: self._release(stage, request, failure))
+                number, failure = fields.integer(frame.fields, "number"), ring_frames.failure(frame.fields)
+                self._compute.submit(lambda: self._release(stage, number, failure))
             else:
                 raise WireError(f"{frame.kind!r} of {peer_name} is not taken here")
         except RequestRefused as error:
@@ -247,29 +247,23 @@ class ShardHost:
             )
         return stage
 
-    def _take_activation(self, stage: Stage, frame: Frame, *, more: bool) -> None:
+    def _take_prompt(self, stage: Stage, frame: Frame) -> None:
         place, rows = ring_frames.place_of(frame.fields), ring_frames.rows(stage, frame)
         ring_frames.check_within(stage, place, len(rows))
-        if len(rows) == 1:
-            self._take_rows(stage, [place], rows, frame, more=more)
-        else:
-            self._compute.submit(lambda: self._pass_on(stage, place, rows))
+        self._compute.submit(lambda: self._pass_on(stage, place, rows))
 
-    def _take_activations(self, stage: Stage, frame: Frame, *, more: bool) -> None:
+    def _take_rows(self, stage: Stage, frame: Frame, *, more: bool) -> None:
         """Take one row of each of several sequences."""
-        places, rows = ring_frames.places(frame.fields), ring_frames.rows(stage, frame)
+        places, rows = ring_frames.places(frame), ring_frames.rows(stage, frame)
         if len(rows) != len(places):
             raise WireError(
                 f"activations for {stage.assignment.deployment}: {len(rows)} rows of {len(places)}"
             )
         for place in places:
             ring_frames.check_within(stage, place, 1)
-        self._take_rows(stage, places, rows, frame, more=more)
-
-    def _take_rows(self, stage: Stage, places: list[Place], rows: Rows, frame: Frame, *, more: bool) -> None:
-        together = fields.integer(frame.fields, "together", least=1, most=ring_frames.MOST_TOGETHER)
-        stage.together = together
-        stage.arrived.extend(zip(places, rows, strict=True))
+        most = ring_frames.MOST_TOGETHER
+        stage.together = fields.integer(frame.fields, "together", least=1, most=most)
+        stage.arrived.append((places, rows))
         bring = self._compute.submit if more else self._compute.offer
         bring(lambda: self._step(stage))
 
@@ -277,57 +271,63 @@ class ShardHost:
         """Run rows of one sequence, a prompt's, and send them on."""
         if stage.closed:
             return
-        self._leave_older(stage, place)
+        self._leave_older(stage, [place])
         if stage.link is None or stage.assignment.head:
             self._head_of(stage).prompt_came_round(stage, place, rows)
             return
         try:
-            rows = stage.prefill(place.request, place.position, rows)
+            rows = stage.prefill(place.number, place.position, rows)
         except CacheError as error:
             self._tell_failure(stage, place, error)
             return
-        ring_frames.send_rows(stage, [place], rows)
+        ring_frames.send_prompt(stage, place, rows)
 
     def _step(self, stage: Stage) -> None:
         """Run the single rows that have arrived for a stage, together, and send them on."""
         while not stage.closed and (taken := take_arrived(stage)) is not None:
             places, rows = taken
-            for place in places:
-                self._leave_older(stage, place)
+            self._leave_older(stage, places)
             if stage.link is None or stage.assignment.head:
                 self._head_of(stage).came_round(stage, places, rows)
                 continue
             failures = stage.step(places, rows)
-            for number, error in failures.items():
-                self._tell_failure(stage, places[number], error)
-            sound = [number for number in range(len(places)) if number not in failures]
-            if sound:
-                ring_frames.send_rows(
-                    stage, [places[number] for number in sound], rows[sound] if failures else rows
-                )
+            if failures:
+                places, rows = self._without(stage, places, rows, failures)
+            if places:
+                ring_frames.send_rows(stage, places, rows)
 
-    def _leave_older(self, stage: Stage, place: Place) -> None:
+    def _without(
+        self, stage: Stage, places: list[Place], rows: Rows, failures: Failures
+    ) -> tuple[list[Place], Rows]:
+        """Tell what cannot go on; return the rest."""
+        for index, error in failures.items():
+            self._tell_failure(stage, places[index], error)
+        sound = [index for index in range(len(places)) if index not in failures]
+        return [places[index] for index in sound], rows[sound]
+
+    def _leave_older(self, stage: Stage, places: Sequence[Place]) -> None:
         for older in self._deployments.older_stages(stage):
-            older.forget(place.request)  # the request has gone on to this epoch
+            for place in places:
+                older.forget(place.number)  # the request has gone on to this epoch
 
     def _head_of(self, stage: Stage) -> Head:
         return self._deployments.find(stage.assignment.deployment).head
 
     def _tell_failure(self, stage: Stage, place: Place, error: CacheError) -> None:
         assert stage.link is not None
-        logger.warning("%s, request %s: %s", stage.assignment.deployment, place.request, error)
+        logger.warning("%s, request number %d: %s", stage.assignment.deployment, place.number, error)
         failure = {"code": error.code, "detail": f"{self._node}: {error}"}
-        stage.link.send("release", {**ring_frames.address(stage, place.request), "error": failure})
+        stage.link.send("release", {**ring_frames.address(stage, place.number), "error": failure})
 
-    def _release(self, stage: Stage, request: str, failure: Mapping[str, str] | None) -> None:
+    def _release(self, stage: Stage, number: int, failure: Mapping[str, str] | None) -> None:
         if stage.closed:
             return
         if stage.link is None or stage.assignment.head:
             if failure:
-                self._head_of(stage).failed(stage, request, f"{failure['code']}: {failure['detail']}")
+                self._head_of(stage).failed(stage, number, f"{failure['code']}: {failure['detail']}")
             return
-        stage.forget(request)
-        where = ring_frames.address(stage, request)
+        stage.forget(number)
+        where = ring_frames.address(stage, number)
         stage.link.send("release", {**where, "error": failure} if failure else where)
 
     def _tell_overdue(self) -> float | None:

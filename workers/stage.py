@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,15 +25,18 @@ from workers.models.split import build
 from workers.models.tokenizer import Tokenizer
 from workers.peers import PeerLink
 from workers.sampling import GREEDY, Choice, Sampling, choose
+from workers.wire import Form
 
 Rows = np.ndarray[Any, np.dtype[np.float32]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Whose row it is, where in the sequence it stands, and which pass round the ring carries it."""
+class Place(NamedTuple):
+    """Whose row it is, where in the sequence it stands, and which pass round the ring carries it.
 
-    request: str
+    `number` is the head's for the request: unique in the deployment as long as its head lives.
+    """
+
+    number: int
     position: int
     sequence: int
 
@@ -54,8 +57,8 @@ Failures = dict[int, CacheError]
 class Stage:
     """Runs rows through this node's layers at the pace of its device.
 
-    `arrived` are single rows that wait to be run, `together` how many of them may be at once, by the head's
-    last word; any thread may append.
+    `arrived` are single rows of some sequences that wait to be run, `together` how many of them may be at
+    once, by the head's last word; any thread may append. `forms` are the frames that carry them on.
     """
 
     def __init__(
@@ -72,13 +75,14 @@ class Stage:
         self.epoch = assignment.epoch
         self.link = link
         self.closed = False
-        self.arrived: deque[tuple[Place, Rows]] = deque()
+        self.arrived: deque[tuple[list[Place], Rows]] = deque()
         self.together = 1
+        self.forms: dict[tuple[int, int], Form] = {}
         self.tokenizer = Tokenizer(assignment.tokenizer_json) if assignment.tokenizer_json else None
         self._pacer = pacer
         self._budget = budget
         self._ending = ending
-        self._caches: dict[str, KvCache] = {}
+        self._caches: dict[int, KvCache] = {}
         self._parameters = assignment.layers * assignment.config.layer_parameters
         self._model = build(
             assignment.config,
@@ -91,11 +95,13 @@ class Stage:
 
     def embed(self, tokens: Sequence[int], positions: Sequence[int]) -> Rows:
         """Return the rows [T, H] of tokens that stand at `positions` of their sequences; the head only."""
+        if self._decoder is not None:
+            return self._decoder.embed(tokens)
         with torch.inference_mode():
             rows: Rows = self._model.embed(torch.tensor(tokens), torch.tensor(positions)).numpy()
         return rows
 
-    def prefill(self, request: str, position: int, rows: Rows) -> Rows:
+    def prefill(self, number: int, position: int, rows: Rows) -> Rows:
         """Run rows [T, H] of a sequence, the first at `position`, through the layers; return [T, H].
 
         Rows that were cached from `position` on are forgotten first, so a sequence can be run again.
@@ -104,7 +110,7 @@ class Stage:
             CacheError: the rows do not follow what is cached, or their cache does not fit. The cache of
                 the sequence is freed then.
         """
-        cache = self._ready_cache(request, position, len(rows))
+        cache = self._ready_cache(number, position, len(rows))
         span = self._pacer.begin()
         try:
             out = self._run_layers(cache, position, rows)
@@ -120,11 +126,11 @@ class Stage:
         """
         failures: Failures = {}
         caches: dict[int, KvCache] = {}
-        for number, place in enumerate(places):
+        for index, place in enumerate(places):
             try:
-                caches[number] = self._ready_cache(place.request, place.position, 1)
+                caches[index] = self._ready_cache(place.number, place.position, 1)
             except CacheError as error:
-                failures[number] = error
+                failures[index] = error
         if caches:
             span = self._pacer.begin()
             try:
@@ -147,9 +153,9 @@ class Stage:
             span.abandon()
         return found
 
-    def forget(self, request: str) -> None:
+    def forget(self, number: int) -> None:
         """Free the cache of a sequence."""
-        cache = self._caches.pop(request, None)
+        cache = self._caches.pop(number, None)
         if cache:
             cache.free()
 
@@ -157,32 +163,32 @@ class Stage:
         """Free all caches; what arrives for this epoch afterwards is dropped."""
         self.closed = True
         self.arrived.clear()
-        for request in list(self._caches):
-            self.forget(request)
+        for number in list(self._caches):
+            self.forget(number)
 
-    def _ready_cache(self, request: str, position: int, count: int) -> KvCache:
-        cache = self._cache(request)
+    def _ready_cache(self, number: int, position: int, count: int) -> KvCache:
+        cache = self._cache(number)
         try:
             cache.go_to(position)
             cache.make_room(count)
         except Exception:
-            self.forget(request)
+            self.forget(number)
             raise
         return cache
 
     def _step(self, places: Sequence[Place], rows: Rows, caches: dict[int, KvCache]) -> None:
         if self._decoder is None:
-            for number, cache in caches.items():
-                rows[number] = self._run_layers(cache, places[number].position, rows[number : number + 1])
+            for index, cache in caches.items():
+                rows[index] = self._run_layers(cache, places[index].position, rows[index : index + 1])
             return
-        positions = [places[number].position for number in caches]
+        positions = [places[index].position for index in caches]
         if len(caches) == len(rows):
             self._decoder.run(rows, positions, list(caches.values()))
             return
-        numbers = list(caches)
-        taken = rows[numbers]
+        sound = list(caches)
+        taken = rows[sound]
         self._decoder.run(taken, positions, list(caches.values()))
-        rows[numbers] = taken
+        rows[sound] = taken
 
     def _run_layers(self, cache: KvCache, position: int, rows: Rows) -> Rows:
         with torch.inference_mode():
@@ -197,10 +203,10 @@ class Stage:
             logits: Rows = self._model.logits(torch.from_numpy(rows)).numpy()
         return logits
 
-    def _cache(self, request: str) -> KvCache:
-        cache = self._caches.get(request)
+    def _cache(self, number: int) -> KvCache:
+        cache = self._caches.get(number)
         if cache is None:
-            cache = self._caches[request] = KvCache(
+            cache = self._caches[number] = KvCache(
                 self.assignment.config,
                 first_layer=self.assignment.first_layer,
                 end_layer=self.assignment.end_layer,
@@ -225,12 +231,17 @@ def _chosen(logits: Rows, asked: Asked) -> Choice:
 
 def take_arrived(stage: Stage) -> tuple[list[Place], Rows] | None:
     """Take as many of a stage's waiting rows as go together, of different sequences; None if none waits."""
-    places: dict[str, Place] = {}
-    rows = []
-    while stage.arrived and len(places) < stage.together and stage.arrived[0][0].request not in places:
-        place, row = stage.arrived.popleft()
-        places[place.request] = place
-        rows.append(row)
-    if not places:
+    if not stage.arrived:
         return None
-    return list(places.values()), rows[0][None] if len(rows) == 1 else np.stack(rows)
+    places, rows = stage.arrived.popleft()
+    taken = [rows]
+    while stage.arrived and _go_together(stage, places, stage.arrived[0][0]):
+        more, rows = stage.arrived.popleft()
+        places = places + more
+        taken.append(rows)
+    return places, rows if len(taken) == 1 else np.concatenate(taken)
+
+
+def _go_together(stage: Stage, places: Sequence[Place], more: Sequence[Place]) -> bool:
+    numbers = {place.number for place in places}
+    return len(places) + len(more) <= stage.together and not any(place.number in numbers for place in more)

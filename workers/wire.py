@@ -17,6 +17,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from workers import memory
 from workers.errors import WireError
 from workers.pace import Receipt
 
@@ -88,6 +89,12 @@ class Header:
     id: int | None
     reply_to: int | None
 
+    @property
+    def of_constant_form(self) -> bool:
+        """Say whether frames like this one may come again with the same header, word for word."""
+        plain = all(isinstance(value, str | int | float) for value in self.fields.values())
+        return bool(self.tensors) and plain and self.id is None and self.reply_to is None
+
 
 BodySink = Callable[[Header], Iterable[memoryview]]
 """Says where a frame's body goes, piece by piece: writable buffers whose lengths add up to the body's.
@@ -136,6 +143,38 @@ def encode(frame: Frame, *, checked: bool = True) -> list[memoryview]:
     buffers = [memoryview(prefix + packed)]
     buffers += [array.reshape(-1).view(np.uint8).data for _, array in arrays if array.size]
     return buffers
+
+
+class Form:
+    """A frame that is sent again and again: its header is made once, only its tensors' values change.
+
+    `tensors` are views of `whole`, the frame as it goes on the wire; the first begins at a cache line.
+    """
+
+    def __init__(
+        self, kind: str, fields: Mapping[str, Any], shapes: Mapping[str, tuple[type, tuple[int, ...]]]
+    ) -> None:
+        """Lay the frame out; `shapes` gives each tensor's kind of number and shape. Raises WireError."""
+        self.kind = kind
+        self.fields = fields
+        zeros: dict[str, Tensor] = {name: np.zeros(shape, dtype) for name, (dtype, shape) in shapes.items()}
+        head, *_ = encode(Frame(kind, fields=fields, tensors=zeros))
+        slack = -len(head) % memory.LINE_BYTES
+        size_bytes = slack + len(head) + sum(array.nbytes for array in zeros.values())
+        held = memory.empty((size_bytes,), np.uint8)
+        held[slack : slack + len(head)] = head
+        self.whole = held[slack:].data
+        self.tensors: dict[str, Tensor] = {}
+        start = slack + len(head)
+        for name, array in zeros.items():
+            part = held[start : start + array.nbytes]
+            self.tensors[name] = np.frombuffer(part, array.dtype).reshape(array.shape)
+            start += array.nbytes
+
+    def frame(self) -> Frame:
+        """Return a frame with the tensors' values of now."""
+        copies = {name: tensor.copy() for name, tensor in self.tensors.items()}
+        return Frame(self.kind, fields=self.fields, tensors=copies)
 
 
 def _as_sendable(name: str, tensor: Tensor) -> Tensor:

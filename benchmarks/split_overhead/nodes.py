@@ -52,7 +52,7 @@ class Workers:
         self._pool = LiveWorkerPool(authority=authority, clock=SystemClock())
         joined = threading.Semaphore(0)
         self._pool.subscribe(lambda event: joined.release() if event.kind == "node_joined" else None)
-        self._pool.on_notification("token", self._hear_token)
+        self._pool.on_notification("tokens", self._hear_tokens)
         self._pool.on_notification("done", lambda _node, fields: self._told.put(("done", fields)))
         self.ports = {name: _free_port() for name in self.names}
         context = multiprocessing.get_context("spawn")
@@ -141,8 +141,10 @@ class Workers:
             running.discard(fields["request"])
         return list(made.values())
 
-    def _hear_token(self, _node: str, fields: Mapping[str, Any]) -> None:
-        self._told.put(("token", {**fields, "heard_s": time.monotonic()}))
+    def _hear_tokens(self, _node: str, fields: Mapping[str, Any]) -> None:
+        heard_s = time.monotonic()
+        for token in fields["tokens"]:
+            self._told.put(("token", {**token, "heard_s": heard_s}))
 
     def close(self) -> None:
         """End the workers."""

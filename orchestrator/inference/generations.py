@@ -121,7 +121,7 @@ class Generations:
             self._running[generation.deployment, generation.request] = generation
 
     def token(self, node: str, fields: Json) -> bool:
-        """Hand a `token` notification on; says whether it was sound and somebody's."""
+        """Hand a token of a head's on; says whether it was sound and somebody's."""
         generation = self._find(node, fields)
         fault = token_fault(fields)
         if fault is not None:
@@ -201,7 +201,7 @@ class Generations:
 
 
 def token_fault(fields: Json) -> str | None:
-    """Say what is wrong with the fields of a `token` notification; None if nothing is."""
+    """Say what is wrong with the fields of a told token; None if nothing is."""
     for name in ("index", "token", "epoch", "replayed"):
         value = fields.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:

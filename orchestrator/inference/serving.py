@@ -37,7 +37,7 @@ class Serving:
         self._generations = generations
         self._ids = ids
         self._run_of = run_of
-        pool.on_notification("token", self._on_token)
+        pool.on_notification("tokens", self._on_tokens)
         pool.on_notification("done", generations.done)
         pool.on_notification("stalled", self._on_stalled)
 
@@ -118,6 +118,15 @@ class Serving:
         return Generation(
             deployment=deployment, request=request, head=head, choice=choice, chunks=chunks, cancel=cancel
         )
+
+    def _on_tokens(self, node: str, fields: Json) -> None:
+        """Hand on what a head tells together: a token of each of several requests."""
+        deployment, tokens = fields.get("deployment"), fields.get("tokens")
+        if not isinstance(tokens, list) or not all(isinstance(item, dict) for item in tokens):
+            log.warning("tokens of node %s ignored: they are no list of maps", node)
+            return
+        for item in tokens:
+            self._on_token(node, {**item, "deployment": deployment})
 
     def _on_token(self, node: str, fields: Json) -> None:
         if not self._generations.token(node, fields):

@@ -104,9 +104,9 @@ def test_nobody_hears_anything_after_unsubscribing(pooled):
 def test_notifications_reach_those_who_asked_for_their_kind(pooled):
     pooled.join("h1")
     tokens, ends = Heard(), Heard()
-    pooled.pool.on_notification("token", tokens)
+    pooled.pool.on_notification("tokens", tokens)
     pooled.pool.on_notification("done", ends)
-    pooled.notify("token", "h1", {"request": "r", "token": 5})
+    pooled.notify("tokens", "h1", {"request": "r", "token": 5})
     assert tokens.wait_for(1) == [("h1", {"request": "r", "token": 5})]
     assert ends.items == []
 
@@ -223,7 +223,7 @@ def test_a_notification_before_attach_closes_the_connection_that_it_came_on(live
         context=live.workers["h1"].identity.client_context(),
         expected_name="orchestrator",
     )
-    channel.notify("token", {"request": "r"})
+    channel.notify("tokens", {"request": "r"})
     assert channel.wait_closed(5)
     assert live.pool.node("h1").alive
 

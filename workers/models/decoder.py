@@ -65,8 +65,14 @@ class Decoder:
         self._layers = [_layer(model, layer) for layer in model.layer_range]
         self._numbers = model.layer_range
         self._head = _head(model) if model.head else None
+        self._table = _array(model.model.embed_tokens.weight) if model.head else None
         self._scratch = _Scratch(model, 1)
         self._model = model
+
+    def embed(self, tokens: Sequence[int]) -> Array:
+        """Return the rows [T, H] of tokens, fresh; the head only."""
+        assert self._table is not None
+        return self._table[tokens]
 
     def run(self, rows: Array, positions: Sequence[int], caches: Sequence[RowCache]) -> None:
         """Run rows [M, H], the next of each sequence, at `positions`, through the layers; in place."""

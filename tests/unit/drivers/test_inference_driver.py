@@ -135,11 +135,11 @@ class World:
         return self.deployments.complete(deployment, asked)
 
     def token(self, deployment, request, index=0, **more):
-        fields = {
-            "deployment": deployment, "request": request, "index": index, "token": 7, "text": "a",
+        told = {
+            "request": request, "index": index, "token": 7, "text": "a",
             "epoch": 1, "elapsed_s": 0.01, "replayed": 0, "margin": 1.0, **more,
         }  # fmt: skip
-        self.pool.notify("token", "h1", fields)
+        self.pool.notify("tokens", "h1", {"deployment": deployment, "tokens": [told]})
 
 
 @pytest.fixture
@@ -198,6 +198,14 @@ def test_a_token_that_makes_no_sense_is_dropped(world, more):
     deployment, _ = world.deploy()
     generation = world.complete(deployment)
     world.token(deployment, generation.request, **more)
+    assert world.deployments.tokens_generated() == 0
+
+
+@pytest.mark.parametrize("tokens", [None, {"index": 0}, ["a"]])
+def test_tokens_that_are_no_list_of_maps_are_dropped(world, tokens):
+    deployment, _ = world.deploy()
+    world.complete(deployment)
+    world.pool.notify("tokens", "h1", {"deployment": deployment, "tokens": tokens})
     assert world.deployments.tokens_generated() == 0
 
 

@@ -24,7 +24,7 @@ from workers.models.reference import generate_tokens
 from workers.models.split import build
 from workers.models.tokenizer import Tokenizer
 from workers.shard import ShardHost
-from workers.wire import Frame
+from workers.wire import Form, Frame
 
 TINY: dict[str, object] = {
     "model_type": "llama",
@@ -149,6 +149,10 @@ class MemoryChannel:
         self.notify(kind, fields, tensors)
         return True
 
+    def send_form_at_once(self, form: Form) -> bool:
+        frame = form.frame()
+        return self.notify_at_once(frame.kind, frame.fields, frame.tensors)
+
     def close(self) -> None:
         self.closed = True
         self._frames.put(None)
@@ -262,9 +266,10 @@ class Ring:
         return self.ask(head, "generate", deployment="d", request=request, prompt=prompt, **fields)
 
     def tokens(self, request: str) -> list[dict[str, Any]]:
-        return [
-            fields for _, kind, fields in list(self.told) if kind == "token" and fields["request"] == request
+        told = [
+            token for _, kind, fields in list(self.told) if kind == "tokens" for token in fields["tokens"]
         ]
+        return [token for token in told if token["request"] == request]
 
     def done(self, request: str) -> dict[str, Any] | None:
         ends = [

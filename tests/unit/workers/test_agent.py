@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -258,12 +258,12 @@ def test_a_worker_outlives_a_restart_of_the_orchestrator_and_then_sends_what_wai
     orchestrator.wait_for("h1")
     orchestrator.close()
     for index in range(5):
-        worker.shards.notify("token", {"index": index})
+        worker.shards.notify("tokens", {"index": index})
     orchestrator.open()
     orchestrator.wait_for("h1", attachments=2)
 
     def indices() -> list[int]:
-        return [fields["index"] for _, kind, fields in list(orchestrator.notified) if kind == "token"]
+        return [fields["index"] for _, kind, fields in list(orchestrator.notified) if kind == "tokens"]
 
     wait_until(lambda: indices()[-1:] == [4], what="the notifications that waited")
     # The first may have been handed to the old connection before it was known to be gone.
@@ -295,6 +295,30 @@ def test_a_notification_that_failed_is_the_first_on_the_next_channel() -> None:
         outbox.use(second)  # type: ignore[arg-type]
         wait_until(lambda: len(second.got) == 3, what="the rest")
     assert first.got + second.got == list(range(6))
+
+
+def test_what_nothing_waits_for_goes_out_in_the_thread_that_tells_it() -> None:
+    told: list[tuple[int, str]] = []
+
+    class Channel:
+        full = False
+
+        def notify_at_once(self, _kind: str, fields: Mapping[str, Any]) -> bool:
+            if not self.full:
+                told.append((fields["index"], threading.current_thread().name))
+            return not self.full
+
+        def notify(self, _kind: str, fields: Mapping[str, Any]) -> None:
+            told.append((fields["index"], threading.current_thread().name))
+
+    channel = Channel()
+    with closing(Outbox()) as outbox:
+        outbox.use(channel)  # type: ignore[arg-type]
+        outbox.put("tokens", {"index": 0})
+        assert told == [(0, threading.current_thread().name)]
+        channel.full = True
+        outbox.put("tokens", {"index": 1})
+        wait_until(lambda: told[1:] == [(1, "outbox")], what="the one that had to wait")
 
 
 def test_peers_reach_the_shards_under_their_certificates_name(

@@ -184,7 +184,7 @@ def test_more_requests_than_are_served_are_answered_busy(
 
 def test_notifications_are_handled_in_order(channel: link.Channel, orchestrator: Orchestrator) -> None:
     for index in range(500):
-        channel.notify("token", {"index": index})
+        channel.notify("tokens", {"index": index})
     channel.request("echo")
     wait_until(lambda: len(orchestrator.seen) == 500, what="all notifications")
     assert [frame.fields["index"] for frame in orchestrator.seen] == list(range(500))

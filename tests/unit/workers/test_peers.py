@@ -6,12 +6,14 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 from model_worlds import wait_for
 
 from workers.assignment import Neighbour
 from workers.errors import ChannelClosed
 from workers.peers import PeerLink
+from workers.wire import Form
 
 NEXT = Neighbour(node="b", address="127.0.0.1", port=1)
 
@@ -21,6 +23,7 @@ class Channel:
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, str]] = []
+        self.tensors: list[dict[str, Any]] = []
         self.full = False
         self.broken = False
         self.gate = threading.Event()
@@ -31,6 +34,7 @@ class Channel:
         if self.broken:
             raise ChannelClosed("broken")
         self.sent.append((kind, "queued"))
+        self.tensors.append({name: tensor.tolist() for name, tensor in (tensors or {}).items()})
 
     def notify_at_once(self, kind: str, fields: Mapping[str, Any], tensors: Any = None) -> bool:
         if self.broken:
@@ -38,6 +42,9 @@ class Channel:
         if not self.full:
             self.sent.append((kind, "at once"))
         return not self.full
+
+    def send_form_at_once(self, form: Form) -> bool:
+        return self.notify_at_once(form.kind, form.fields)
 
     def close(self) -> None:
         self.broken = True
@@ -78,6 +85,21 @@ def test_a_frame_never_overtakes_one_that_waits(link: PeerLink, made: list[Chann
     wait_for(lambda: not link._undelivered, "the sender")
     link.send("c", {})
     assert channel.sent[-1] == ("c", "at once")
+
+
+def test_a_form_that_has_to_wait_is_sent_as_it_was(link: PeerLink, made: list[Channel]) -> None:
+    form = Form("rows", {}, {"x": (np.float32, (1, 2))})
+    link.send_form(form)
+    assert made[0].sent == [("rows", "at once")]
+    made[0].full = True
+    made[0].gate.clear()
+    form.tensors["x"][:] = 1
+    link.send_form(form)
+    form.tensors["x"][:] = 2
+    made[0].gate.set()
+    wait_for(lambda: len(made[0].sent) == 2, "the second")
+    assert made[0].sent[1] == ("rows", "queued")
+    assert made[0].tensors == [{"x": [[1.0, 1.0]]}]
 
 
 def test_a_connection_that_broke_is_made_again(link: PeerLink, made: list[Channel]) -> None:

@@ -119,7 +119,7 @@ def test_many_requests_go_together_and_each_gets_its_own_tokens(make_ring: MakeR
         ring.wait_done(request)
         assert [entry["token"] for entry in ring.tokens(request)] == ring.reference(prompt)[0]
     together = [frame for channel in ring.channels for frame in channel.sent if frame.kind == "activations"]
-    assert max(len(frame.fields["rows"]) for frame in together) == 4  # a third of them: three nodes
+    assert max(len(frame.tensors["places"]) for frame in together) == 4  # a third of them: three nodes
 
 
 def test_requests_that_run_out_of_memory_end_alone(make_ring: MakeRing) -> None:
@@ -550,15 +550,19 @@ def test_only_the_head_generates(make_ring: MakeRing) -> None:
 
 
 def activation(**changes: Any) -> Frame:
-    fields = {"deployment": "d", "epoch": 1, "request": "r", "position": 0, "sequence": 1, "together": 1}
+    fields = {"deployment": "d", "epoch": 1, "number": 1, "position": 0, "sequence": 1}
     fields.update(changes)
     x = fields.pop("x", np.zeros((1, 32), dtype=np.float32))
     return Frame("activation", fields=fields, tensors={} if x is None else {"x": x})
 
 
-def activations(rows: Any = (["r", 5, 1], ["s", 6, 1])) -> Frame:
-    fields = {"deployment": "d", "epoch": 1, "rows": list(rows), "together": 4}
-    return Frame("activations", fields=fields, tensors={"x": np.zeros((2, 32), dtype=np.float32)})
+def activations(rows: Any = ((1, 5, 1), (2, 6, 1)), dtype: type = np.int64, together: int = 4) -> Frame:
+    fields = {"deployment": "d", "epoch": 1, "together": together}
+    places, x = (
+        np.array(rows, dtype=dtype).reshape(len(rows), -1 if len(rows) else 3),
+        np.zeros((2, 32), dtype=np.float32),
+    )
+    return Frame("activations", fields=fields, tensors={"x": x, "places": places})
 
 
 @pytest.mark.parametrize(
@@ -566,7 +570,7 @@ def activations(rows: Any = (["r", 5, 1], ["s", 6, 1])) -> Frame:
     [
         ("c", activation(), "whose rows come from a"),
         ("mallory", activation(), "whose rows come from a"),
-        ("mallory", Frame("release", fields={"deployment": "d", "epoch": 1, "request": "r"}), "come from a"),
+        ("mallory", Frame("release", fields={"deployment": "d", "epoch": 1, "number": 1}), "come from a"),
         ("a", activation(x=np.zeros((1, 31), dtype=np.float32)), "x must be"),
         ("a", activation(x=np.zeros((1, 32), dtype=np.float16)), "x must be"),
         ("a", activation(x=np.zeros(32, dtype=np.float32)), "x must be"),
@@ -576,15 +580,19 @@ def activations(rows: Any = (["r", 5, 1], ["s", 6, 1])) -> Frame:
         ("a", activation(x=None), "x must be"),
         ("a", activation(position=-1), "position"),
         ("a", activation(sequence="1"), "sequence"),
-        ("a", activation(request=""), "request"),
-        ("a", activations(rows=[]), "rows must list"),
-        ("a", activations(rows=[["r", 5, 1]]), "2 rows of 1"),
-        ("a", activations(rows=[["r", 5, 1], ["r", 6, 1]]), "two rows of one request"),
-        ("a", activations(rows=[["r", 5, 1], ["s", 5]]), "must be announced"),
-        ("a", activations(rows=[["r", 5, 1], ["s", 128, 1]]), "1 rows at 128"),
-        ("a", activations(rows=[["r", 5, 1], ["s", -1, 1]]), "position"),
+        ("a", activation(number="r"), "number"),
+        ("a", activations(rows=[]), "0 rows, where"),
+        ("a", activations(rows=[(1, 5, 1)]), "2 rows of 1"),
+        ("a", activations(rows=[(number, 5, 1) for number in range(65)]), "65 rows, where 1 to 64"),
+        ("a", activations(rows=[(1, 5, 1), (1, 6, 1)]), "two rows of one request"),
+        ("a", activations(rows=[(1, 5), (2, 5)]), "places must be i64"),
+        ("a", activations(dtype=np.int32), "places must be i64"),
+        ("a", activations(rows=[(1, 5, 1), (2, 128, 1)]), "1 rows at 128"),
+        ("a", activations(rows=[(1, 5, 1), (2, -1, 1)]), "must not be below 0"),
+        ("a", activations(together=65), "together"),
+        ("a", Frame("activations", fields=activations().fields), "places must be"),
         ("mallory", activations(), "whose rows come from a"),
-        ("a", Frame("gossip", fields={"deployment": "d", "epoch": 1, "request": "r"}), "not taken"),
+        ("a", Frame("gossip", fields={"deployment": "d", "epoch": 1, "number": 1}), "not taken"),
     ],
 )
 def test_frames_that_break_the_protocol_close_their_connection_only(

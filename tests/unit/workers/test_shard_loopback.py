@@ -139,7 +139,7 @@ def test_a_node_that_is_not_on_the_route_is_cut_off_and_nobody_else(ring: WireRi
     ring.generate("h1", "r", max_tokens=40)
     stranger = ring.workers.agents["h4"]
     channel = stranger._dial_peer("h2", "127.0.0.1", ring.workers.ports["h2"])
-    fields = {"deployment": "d", "epoch": 1, "request": "r", "position": 0, "sequence": 1, "together": 1}
+    fields = {"deployment": "d", "epoch": 1, "number": 1, "position": 0, "sequence": 1}
     channel.notify("activation", fields, {"x": np.zeros((1, 32), dtype=np.float32)})
     assert channel.wait_closed(10)
     with pytest.raises((ChannelClosed, LinkError)):

@@ -18,7 +18,7 @@ from worker_loopback import wait_until
 from workers import frame_socket, wire
 from workers.errors import EndOfStream, WireError
 from workers.frame_socket import FrameSocket
-from workers.wire import Frame
+from workers.wire import Form, Frame
 
 
 @pytest.fixture
@@ -44,6 +44,45 @@ def test_frames_of_many_threads_do_not_mix(pair: tuple[FrameSocket, FrameSocket]
     for thread in threads:
         thread.join(5)
     assert ours.bytes_sent == theirs.bytes_received
+
+
+def test_a_form_goes_again_and_again_with_other_values(pair: tuple[FrameSocket, FrameSocket]) -> None:
+    ours, theirs = pair
+    shapes = {"x": (np.float32, (2, 5)), "places": (np.int64, (2, 3))}
+    form = Form("rows", {"deployment": "d", "epoch": 1}, shapes)
+    arrived = []
+    for value in range(3):
+        form.tensors["x"][:], form.tensors["places"][:] = value, [(value, 1, 2), (3, 4, value)]
+        assert ours.send_form_at_once(form)
+        arrived.append(theirs.receive())
+    assert form.tensors["x"].ctypes.data % 64 == 0
+    assert [frame.fields for frame in arrived] == [{"deployment": "d", "epoch": 1}] * 3
+    assert [frame.tensors["x"].tolist() for frame in arrived] == [[[value] * 5] * 2 for value in range(3)]
+    assert [frame.tensors["places"][1, 2] for frame in arrived] == [0, 1, 2]
+    frame = form.frame()
+    form.tensors["x"][:] = 9
+    assert frame.tensors["x"][0, 0] == 2  # what waits keeps its values
+
+
+def test_a_header_seen_before_is_not_believed_of_another_body(pair: tuple[FrameSocket, FrameSocket]) -> None:
+    ours, theirs = pair
+    ours.send(Frame("x", tensors={"t": np.zeros(8, np.uint8)}))
+    theirs.receive()
+    (head, body) = wire.encode(Frame("x", tensors={"t": np.zeros(8, np.uint8)}))
+    longer = wire.PREFIX.pack(wire.MAGIC, wire.VERSION, 0, len(head) - wire.PREFIX.size, 16)
+    ours._sock.sendall(longer + bytes(head[wire.PREFIX.size :]) + bytes(body) * 2)
+    with pytest.raises(WireError, match="take 8 bytes, but the body has 16"):
+        theirs.receive()
+
+
+def test_headers_that_never_come_again_are_not_kept(pair: tuple[FrameSocket, FrameSocket]) -> None:
+    ours, theirs = pair
+    for number in range(1, 200):
+        ours.send(Frame("x", tensors={"t": np.zeros(1, np.uint8)}, fields={"n": number}))
+        ours.send(Frame("x", tensors={"t": np.zeros(1, np.uint8)}, id=number))
+        assert theirs.receive().fields["n"] == number
+        assert theirs.receive().id == number
+    assert len(theirs._known) <= frame_socket._KNOWN_HEADERS
 
 
 def test_many_small_and_some_large_tensors_arrive(pair: tuple[FrameSocket, FrameSocket]) -> None:
