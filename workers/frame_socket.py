@@ -11,7 +11,6 @@ import math
 import select
 import socket
 import ssl
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -48,7 +47,6 @@ KEPT_BODY_BYTES = 1 << 20
 BODIES_KEPT = 2
 HELD_UP_RATIO = 0.1
 """A body whose sink took more than this share of the time to read it says nothing of the path."""
-_UNREFERENCED = 2  # the list and the call that counts
 _KNOWN_HEADERS = 64
 _KNOWN_HEADER_BYTES = 512
 STALL_TIMEOUT_S = 60.0
@@ -79,7 +77,7 @@ class FrameSocket:
         self._stall_timeout_s = stall_timeout_s
         self._closing = False
         self._broken = False
-        self._bodies = _Bodies()
+        self._bodies = memory.Kept(most=BODIES_KEPT)
         self._known: dict[bytes, Header] = {}
         self._ahead = memoryview(bytearray(READ_AHEAD_BYTES))
         self._ahead_start = self._ahead_end = 0
@@ -254,7 +252,7 @@ class FrameSocket:
         one_size = len({spec.dtype.itemsize for spec in specs}) == 1
         if body_len < KEPT_BODY_BYTES or not one_size:
             return {spec.name: self._read_tensor(spec, pace) for spec in specs}
-        body = self._bodies.get(body_len)
+        body = _made(lambda: self._bodies.get(body_len), body_len, what="body")
         tensors, start = {}, 0
         for spec in specs:
             part = body[start : start + spec.size_bytes]
@@ -378,30 +376,6 @@ class FrameSocket:
         if self._closing:
             return "the connection was closed on this side"
         return f"the connection was lost: {error}" if error else "the peer closed the connection"
-
-
-class _Bodies:
-    """Memory for large bodies: from the third of one size on, what nobody holds any more is used again.
-
-    Fresh memory costs as much as receiving into it, since the kernel clears it first.
-    """
-
-    def __init__(self) -> None:
-        self._last_size = -1
-        self._kept: list[Tensor] = []
-
-    def get(self, size_bytes: int) -> Tensor:
-        """Give writable memory that nothing else refers to."""
-        repeated, self._last_size = size_bytes == self._last_size, size_bytes
-        if not repeated:
-            self._kept.clear()
-        for index in range(len(self._kept)):
-            if sys.getrefcount(self._kept[index]) == _UNREFERENCED:
-                return memory.aligned(self._kept[index], size_bytes)
-        body = _made(lambda: memory.block(size_bytes), size_bytes, what="body")
-        if repeated and len(self._kept) < BODIES_KEPT:
-            self._kept.append(body)
-        return memory.aligned(body, size_bytes)
 
 
 def _allocate(shape: tuple[int, ...], dtype: np.dtype[Any], *, what: str) -> Tensor:

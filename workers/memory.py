@@ -7,12 +7,40 @@ up to half as long again.
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
 
 LINE_BYTES = 64
+_UNREFERENCED = 2  # the list and the call that counts
 Block = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class Kept:
+    """Memory of one large size: from the second of it on, what nobody holds any more is used again.
+
+    Fresh memory costs as much as receiving into it, since the kernel clears it first. Not thread-safe.
+    """
+
+    def __init__(self, *, most: int) -> None:
+        """Keep up to `most` pieces."""
+        self._most = most
+        self._last_size = -1
+        self._kept: list[Block] = []
+
+    def get(self, size_bytes: int) -> Block:
+        """Give writable memory that nothing else refers to; raises MemoryError."""
+        repeated, self._last_size = size_bytes == self._last_size, size_bytes
+        if not repeated:
+            self._kept.clear()
+        for index in range(len(self._kept)):
+            if sys.getrefcount(self._kept[index]) == _UNREFERENCED:
+                return aligned(self._kept[index], size_bytes)
+        made = block(size_bytes)
+        if repeated and len(self._kept) < self._most:
+            self._kept.append(made)
+        return aligned(made, size_bytes)
 
 
 def block(size_bytes: int) -> Block:

@@ -11,7 +11,7 @@ from orchestrator.finetune.calls import weight_unit
 from orchestrator.finetune.memory import give_back
 from orchestrator.finetune.messages import Aggregate
 from orchestrator.finetune.outer import OuterOptimiser, OuterSettings
-from orchestrator.finetune.parameters import Parameters, WeightedSum
+from orchestrator.finetune.parameters import Parameters, SumMemory, WeightedSum
 from scenarios.schema import Training
 from workers.schedule import Schedule
 from workers.wire import Tensor
@@ -24,6 +24,7 @@ class Versions:
         self._training = training
         self._known: dict[int, Parameters] = {}
         self._sums: dict[int, WeightedSum] = {}
+        self._memory = SumMemory()
         self._outer = OuterOptimiser(
             OuterSettings(
                 kind=training.outer_optimiser,
@@ -58,7 +59,9 @@ class Versions:
         """Add a checked update to the sum of an epoch."""
         if epoch not in self._sums:
             give_back()  # a round takes the most memory from here on
-            self._sums[epoch] = WeightedSum(self.newest, unit=weight_unit(self._training))
+            self._sums[epoch] = WeightedSum(
+                self.newest, unit=weight_unit(self._training), memory=self._memory
+            )
         self._sums[epoch].add(update, weight)
 
     def aggregate(self, instruction: Aggregate) -> None:
@@ -79,6 +82,7 @@ class Versions:
         """Let go of all parameters and sums: an ended job is known until the next, its memory need not be."""
         self._known.clear()
         self._sums.clear()
+        self._memory = SumMemory()
         self._outer.restore({}, {})
 
     def outer_state(self) -> Mapping[str, Tensor]:

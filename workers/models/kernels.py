@@ -15,24 +15,16 @@ feed-forward, S cached rows, R rows and C columns of a matrix, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from workers.compiling import compiled
 
 Array = np.ndarray[Any, Any]
-_FLAGS = {"reassoc", "contract", "arcp", "nsz"}
+_compiled = compiled("reassoc", "contract", "arcp", "nsz")
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
-
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile at the first call; the code is kept on disk where there is a place for it."""
-    try:
-        return njit(cache=True, nogil=True, fastmath=_FLAGS)(function)  # type: ignore[no-any-return]
-    except RuntimeError:  # neither the package's folder nor the user's cache can be written
-        return njit(nogil=True, fastmath=_FLAGS)(function)  # type: ignore[no-any-return]
 
 
 @_compiled
