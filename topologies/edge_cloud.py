@@ -32,12 +32,10 @@ except ModuleNotFoundError:  # `mn --custom` executes this file from anywhere
 from scenarios.schema import ScenarioError, parse
 from topologies import ovs
 from topologies.errors import TopologyError
-from topologies.links.wires import End
+from topologies.links.wires import NO_OFFLOADS, End
 from topologies.specs import PREFIX_LENGTH, HostSpec, LinkSpec, NetworkSpec, network_spec
 from topologies.state import Journal, sweep
 from topologies.wiring import Wiring, choose_backend
-
-_OFFLOADS = "rx off tx off sg off tso off gso off gro off"
 
 
 class EdgeHost(Host):  # type: ignore[misc]
@@ -53,7 +51,7 @@ class EdgeHost(Host):  # type: ignore[misc]
         interface.ip, interface.prefixLen, interface.mac = self.spec.ip, str(PREFIX_LENGTH), self.spec.mac
         said = self.cmd(
             "for f in all default lo; do echo 1 > /proc/sys/net/ipv6/conf/$f/disable_ipv6; done; "
-            f"ethtool -K {interface.name} {_OFFLOADS} > /dev/null && "
+            f"ethtool -K {interface.name} {NO_OFFLOADS} > /dev/null && "
             f"ip addr add {self.spec.ip}/{PREFIX_LENGTH} brd + dev {interface.name} && "
             f"ip link set lo up && ip link set {interface.name} up || echo FAILED"
         )

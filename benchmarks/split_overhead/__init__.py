@@ -11,6 +11,12 @@ this process and has the last core, which with two cores it shares with every se
 - `batch`: 8 requests at once over 2 workers on 2 cores, against one worker on one core.
 - `hop`: from the compute thread of one worker to that of the next (serialise, encrypt, send, receive,
   decrypt, check, hand over), one row of hidden values, in both directions of a ring of two.
+- `networks` (root): 2 workers in namespaces of their own over an emulated link of 0 to 100 ms, 10 to 1000
+  Mbit/s and 0 or 1 % loss: the time of a token and of a prompt's first token against what physics allows
+  (computing as one process does it without a link, propagation, bytes through bandwidth), and the use of the
+  link by a prompt's rows, sent by stages that compute nothing so that the link is the bottleneck, beside a
+  plain bulk transfer of as many bytes. Rows say whether the emulation kept up while they were taken; targets
+  stand on those only.
 
 Everything of ours is the product: agents, links, shard hosts, and the pool of the orchestrator. What is
 compared takes turns, a run of each at a time, and the first of a pair changes from pair to pair.

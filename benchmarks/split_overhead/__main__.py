@@ -17,7 +17,7 @@ import benchmarks.split_overhead as package
 from benchmarks import envelope, environments
 from benchmarks.split_overhead import figures
 
-PARTS = ("single", "stages", "batch", "hop")
+PARTS = ("single", "stages", "batch", "hop", "networks")
 
 
 def main() -> int:
@@ -70,7 +70,7 @@ def _result(
         "commit": envelope.commit(),
         "machine": envelope.machine(),
         "profile": {
-            "emulation": "none: loopback, devices as they are",
+            "emulation": "loopback and devices as they are; part networks: links emulated, see each row",
             "cores": list(cores),
             "threads_per_process": 1,
             "model": model.config(quick=options.quick),

@@ -7,9 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.envelope import Target
+from benchmarks.split_overhead import limits
 
 Row = Mapping[str, Any]
 STAGES = (2, 3, 4)
+_FIGURES = {
+    ("hop", None): ("hop_us", "us"),
+    (limits.PART, "decode"): ("median_over_limit", "x the limit"),
+    (limits.PART, "prompt"): ("over_limit", "x the limit"),
+    (limits.PART, None): ("use_of_rate", "x the link's rate"),
+}
+"""What a part's rows measure, and in what; what is not listed, tokens/s."""
 _STAGES_LIMITS = {2: 0.97, 3: 0.95, 4: 0.92}
 
 
@@ -32,6 +40,7 @@ def targets(rows: Sequence[Row]) -> list[Target]:
         Target(name="tokens_as_huggingface", value=_same_tokens(rows), op="==", limit=True),
         *(Target(name=name, value=value, op=">=", limit=limit) for name, (value, limit) in over_one.items()),
         Target(name="hop_us", value=_hop_us(rows), op="<=", limit=80.0),
+        *limits.targets(rows),
     ]
 
 
@@ -51,8 +60,10 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
     found = []
     for part, arm in dict.fromkeys((row["part"], row["arm"]) for row in rows):
         own = [row for row in rows if (row["part"], row["arm"]) == (part, arm)]
-        unit = "us" if part == "hop" else "tokens/s"
-        values = [row["hop_us" if part == "hop" else "tokens_per_s"] for row in own]
+        figure, unit = _FIGURES.get((part, arm)) or _FIGURES.get((part, None), ("tokens_per_s", "tokens/s"))
+        values = [row[figure] for row in own if row[figure] is not None]
+        if not values:
+            continue
         line = {"part": part, "arm": arm, "runs": len(own), "unit": unit, "median": statistics.median(values)}
         found.append({**line, "least": min(values), "most": max(values)})
     return found

@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ import torch
 
 from benchmarks.split_overhead import model
 from orchestrator.adapters.certificates import Authority
+from orchestrator.adapters.sockets import listen
 from orchestrator.adapters.worker_pool import LiveWorkerPool
 from orchestrator.clock import SystemClock
-from workers import agent
+from workers import agent, namespaces
 from workers.config import WorkerConfig
 from workers.device import DeviceProfile
 from workers.models.config import parse_config
@@ -36,39 +38,64 @@ _ATTACH_TIMEOUT_S = 60.0
 _COMMAND_TIMEOUT_S = 120.0
 _GENERATION_TIMEOUT_S = 120.0
 _MEMORY_BYTES = 4 << 30
+_PORT = 7100
+"""Where a worker in a namespace of its own listens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Where a worker is: what it listens on, in which network namespace (None: this one)."""
+
+    address: str
+    netns: str | None = None
 
 
 class Workers:
-    """Attached workers, each on a core of its own as far as there are cores; to be closed."""
+    """Attached workers, each on a core of its own as far as there are cores; to be closed.
+
+    `control` is where they attach. Everything is on loopback unless `sites` says otherwise.
+    """
 
     def __init__(
-        self, folder: Path, cores: Sequence[int], *, make_shards: Callable[..., ShardHost] = ShardHost
+        self,
+        folder: Path,
+        cores: Sequence[int],
+        *,
+        make_shards: Callable[..., ShardHost] = ShardHost,
+        sites: Sequence[Site] | None = None,
+        control: Site = Site(address=_ADDRESS),
     ) -> None:
         """Start one worker per entry of `cores` and wait until all are attached."""
+        sites = sites or [Site(address=_ADDRESS) for _ in cores]
         self.names = [f"n{number}" for number in range(len(cores))]
         self._told: queue.SimpleQueue[tuple[str, Mapping[str, Any]]] = queue.SimpleQueue()
-        authority = Authority(folder, address=_ADDRESS, now=lambda: datetime.datetime.now(datetime.UTC))
-        listening = socket.create_server((_ADDRESS, 0), backlog=64)
+        authority = Authority(
+            folder, address=control.address, now=lambda: datetime.datetime.now(datetime.UTC)
+        )
+        listening = listen(control.address, 0, netns=None if control.netns is None else Path(control.netns))
         self._pool = LiveWorkerPool(authority=authority, clock=SystemClock())
         joined = threading.Semaphore(0)
         self._pool.subscribe(lambda event: joined.release() if event.kind == "node_joined" else None)
         self._pool.on_notification("tokens", self._hear_tokens)
         self._pool.on_notification("done", lambda _node, fields: self._told.put(("done", fields)))
-        self.ports = {name: _free_port() for name in self.names}
+        self.places = {
+            name: (site.address, _PORT if site.netns else _free_port())
+            for name, site in zip(self.names, sites, strict=True)
+        }
         context = multiprocessing.get_context("spawn")
         self._processes = []
-        for name, core in zip(self.names, cores, strict=True):
+        for name, core, site in zip(self.names, cores, sites, strict=True):
             config = WorkerConfig(
                 node=name,
-                orchestrator=(_ADDRESS, listening.getsockname()[1]),
-                listen=(_ADDRESS, self.ports[name]),
+                orchestrator=(control.address, listening.getsockname()[1]),
+                listen=self.places[name],
                 state_dir=folder / name,
                 token=authority.create_token(name, trusted=True),
                 compute_flops=1e9,
                 memory_bytes=_MEMORY_BYTES,
                 give_up_after_s=10.0,
             )
-            process = context.Process(target=_work, args=(config, core, make_shards), daemon=True)
+            process = context.Process(target=_work, args=(config, core, site.netns, make_shards), daemon=True)
             process.start()
             self._processes.append(process)
         self._pool.start(listening)
@@ -95,6 +122,7 @@ class Workers:
         config = parse_config(document)
         for place, (node, (first, end)) in enumerate(zip(nodes, ranges, strict=True)):
             following, head = nodes[(place + 1) % len(nodes)], place == 0
+            address, port = self.places[following]
             shapes = parameter_shapes(config, first_layer=first, end_layer=end, head=head)
             fields = {
                 "deployment": name,
@@ -106,7 +134,7 @@ class Workers:
                 "end_layer": end,
                 "tokenizer_json": model.tokenizer_json(document) if head else None,
                 "previous": nodes[place - 1],
-                "next": {"node": following, "address": _ADDRESS, "port": self.ports[following]},
+                "next": {"node": following, "address": address, "port": port},
                 "context_tokens": config.context_tokens,
                 "request_timeout_s": 30.0,
                 "ring_nodes": len(nodes),
@@ -115,6 +143,11 @@ class Workers:
             self._ask(node, "bulk", "shard.prepare", fields, tensors)
         for node in reversed(nodes):
             self._ask(node, "control", "shard.commit", {"deployment": name, "epoch": 1})
+
+    def retire(self, name: str, count: int) -> None:
+        """Take down what `deploy` put on the first `count` workers, and close connections of no other use."""
+        for node in self.names[:count]:
+            self._ask(node, "control", "shard.retire", {"deployment": name, "epoch": 1})
 
     def generate(
         self, name: str, *, tokens: int, requests: int = 1, prompt: Sequence[int] = model.PROMPT
@@ -161,8 +194,10 @@ class Workers:
         ).fields
 
 
-def _work(config: WorkerConfig, core: int, make_shards: Callable[..., ShardHost]) -> None:
+def _work(config: WorkerConfig, core: int, netns: str | None, make_shards: Callable[..., ShardHost]) -> None:
     os.sched_setaffinity(0, {core})
+    if netns is not None:
+        namespaces.enter(os.open(netns, os.O_RDONLY | os.O_CLOEXEC))
     torch.set_num_threads(1)
     profile = DeviceProfile(
         device="cpu", cpu_count=1, memory_bytes=_MEMORY_BYTES, compute_flops=1e9, layer_overhead_s=0.0,

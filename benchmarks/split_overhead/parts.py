@@ -16,7 +16,7 @@ import torch
 
 from benchmarks import environments
 from benchmarks.round_overhead import arms
-from benchmarks.split_overhead import figures, hop, model
+from benchmarks.split_overhead import emulated_link, figures, hop, model, networks
 from benchmarks.split_overhead.nodes import Workers
 
 _PEERS = Path(__file__).parent / "peers"
@@ -101,6 +101,22 @@ class Bench:
                         most = statistics.quantiles(values, n=100)[-1]
                         rows.append({**row, "hop_us": statistics.median(values), "hop_us_p99": most})
         return rows
+
+    def networks(self) -> list[dict[str, Any]]:
+        """Run two stages over an emulated link, in many conditions."""
+        reason = emulated_link.lacking()
+        if reason is not None:
+            self._notes.append(f"networks not measured: {reason}")
+            return []
+        return networks.measure(
+            self._folder / "networks",
+            self._cores,
+            self._document,
+            self._parameters,
+            quick=self._options.quick,
+            seed=self._options.seed,
+            progress=lambda text: print(text, file=sys.stderr, flush=True),
+        )
 
     @cached_property
     def _parameters(self) -> dict[str, torch.Tensor]:

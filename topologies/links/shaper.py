@@ -33,8 +33,13 @@ def change_lines(direction: Direction, before: Impairment, after: Impairment) ->
     return lines
 
 
+def burst_bytes(rate_bps: float) -> int:
+    """Return how much may go out unshaped at once after a pause: two frames at least."""
+    return max(2 * _FRAME_BYTES, round(rate_bps / 8 * _BURST_S))
+
+
 def _class(device: str, does: Impairment) -> str:
-    burst = max(2 * _FRAME_BYTES, round(does.rate_bps / 8 * _BURST_S))
+    burst = burst_bytes(does.rate_bps)
     return (
         f"dev {device} parent 1: classid 1:1 htb rate {round(does.rate_bps)}bit "
         f"burst {burst}b cburst {burst}b quantum {_FRAME_BYTES}"

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from topologies.specs import Impairment, LinkSpec
 
+NO_OFFLOADS = "rx off tx off sg off tso off gso off gro off"
+"""What `ethtool -K` is told at the ends of a wire, so that packets on it are those of a real one."""
 FORWARD_ALL_RESERVED = 0xFFF8
 """Linux refuses bits 0 to 2: spanning tree, pause frames, link aggregation."""
 
