@@ -61,6 +61,11 @@ class Assignment:
         """Tell whether this head runs layers on rows that have come round."""
         return self.head and self.layers > 0 and self.first_layer > 0
 
+    @property
+    def has_last_layer(self) -> bool:
+        """Tell whether rows have passed all layers after this node's."""
+        return self.end_layer == self.config.layers
+
     @classmethod
     def parse(cls, message: Mapping[str, Any], *, node: str) -> Assignment:
         """Check the fields of `shard.prepare`; `node` is this node's name.

@@ -26,6 +26,9 @@ from workers.stopping import StopTexts
 logger = logging.getLogger(__name__)
 
 MAX_GENERATIONS = 256
+CHUNK_ROWS = 64
+"""A prompt goes into the ring in pieces of so many rows: while one is on its way the next is computed, and
+between two of them it is others' turn."""
 
 Notify = Callable[[str, dict[str, Any]], None]
 
@@ -49,6 +52,8 @@ class Generation:
     cached: int = 0
     """Tokens whose rows have gone into that ring."""
     sequence: int = 0
+    entering: bool = False
+    """Pieces of its tokens have gone into the ring, and more are to follow."""
     replayed: int = 0
     due_s: float | None = None
     """When the pass under way is overdue; None if none is, or it was told already."""
@@ -135,10 +140,10 @@ class Head:
             generations, rows = self._step(stage, generations, [places[n] for n in waited], rows)
         self._go_on(generations, stage, rows)
 
-    def prompt_came_round(self, stage: Stage, place: Place, rows: Rows) -> None:
-        """Take rows [T, H] of one request from the ring's last node."""
-        generation = self._waiting_for(stage, place)
-        if generation is None:
+    def prompt_came_round(self, stage: Stage, place: Place, rows: Rows, *, partial: bool) -> None:
+        """Take rows [T, H] of one request from the ring's last node; `partial`: more of them follow."""
+        generation = self._numbered.get(place.number) if partial else self._waiting_for(stage, place)
+        if generation is None or generation.stage is not stage:
             return
         if stage.assignment.ends_ring:
             try:
@@ -146,7 +151,8 @@ class Head:
             except CacheError as error:
                 self._give_up(generation, error)
                 return
-        self._go_on([generation], stage, rows[-1:])
+        if not partial:
+            self._go_on([generation], stage, rows[-1:])
 
     def _go_on(self, generations: Sequence[Generation], stage: Stage, rows: Rows) -> None:
         """Take what came round and send on what follows from it, before anything else that waits."""
@@ -203,7 +209,9 @@ class Head:
         while self._ready and len(group) < self._group_size(stage):
             generation = self._ready[0]
             wanted = stage is not None and not generation.ended and not generation.in_flight
-            prompt = wanted and (generation.stage is not stage or generation.missing > 1)
+            prompt = wanted and (
+                generation.stage is not stage or generation.entering or generation.missing > 1
+            )
             if prompt and group:
                 break
             self._ready.popleft()
@@ -227,13 +235,16 @@ class Head:
         return min(ring_frames.MOST_TOGETHER, max(1, math.ceil(len(self._generations) / stages)))
 
     def _send_prompt(self, generation: Generation, stage: Stage) -> None:
-        """Send all rows of a sequence that the ring does not have: all there are, if it is new to it."""
+        """Send the next piece of what the ring does not have of a sequence: of all, if it is new to it."""
         if generation.stage is not stage:
             self._leave_ring(generation)
             generation.replayed = len(generation.tokens) if generation.stage else 0
             generation.stage, generation.cached = stage, 0
+        elif stage.link and not stage.link.takes_more(lambda: self._follow_up(self._again(generation))):
+            return
         position = generation.cached
-        tokens = generation.tokens[position:]
+        tokens = generation.tokens[position : position + CHUNK_ROWS]
+        generation.entering = len(tokens) < generation.missing
         rows = stage.embed(tokens, range(position, position + len(tokens)))
         if stage.assignment.starts_ring:
             try:
@@ -241,16 +252,19 @@ class Head:
             except CacheError as error:
                 self._give_up(generation, error)
                 return
-        place = self._next_pass(generation)
-        if stage.link is None:
+        place = self._next_pass(generation, len(tokens))
+        if stage.link is not None:
+            ring_frames.send_prompt(stage, place, rows, partial=generation.entering)
+        if generation.entering:
+            self._schedule(generation)
+        elif stage.link is None:
             self._take([generation], stage, rows[-1:])
-            return
-        self._under_way([generation], stage)
-        ring_frames.send_prompt(stage, place, rows)
+        else:
+            self._under_way([generation], stage)
 
     def _send_together(self, generations: list[Generation], stage: Stage) -> None:
         """Send the next row of each of several sequences."""
-        places = [self._next_pass(generation) for generation in generations]
+        places = [self._next_pass(generation, 1) for generation in generations]
         tokens = [generation.tokens[-1] for generation in generations]
         rows = stage.embed(tokens, [place.position for place in places])
         if stage.assignment.starts_ring:
@@ -263,9 +277,12 @@ class Head:
         stage.together = self._group_size(stage)
         ring_frames.send_rows(stage, places, rows)
 
-    def _next_pass(self, generation: Generation) -> Place:
+    def _again(self, generation: Generation) -> Callable[[], None]:
+        return lambda: self._schedule(generation)
+
+    def _next_pass(self, generation: Generation, count: int) -> Place:
         position = generation.cached
-        generation.cached = len(generation.tokens)
+        generation.cached += count
         generation.sequence += 1
         return Place(generation.number, position, generation.sequence)
 

@@ -22,6 +22,8 @@ from workers.wire import Form, Tensor
 logger = logging.getLogger(__name__)
 
 MAX_FRAMES_WAITING = 1024
+FEW_FRAMES = 3
+"""While fewer wait it pays to make more that are not urgent: the sender always has the next one."""
 PATIENCE_S = 10.0
 PAUSE_S = 0.2
 
@@ -71,6 +73,7 @@ class PeerLink:
         self._channel: PeerChannel | None = None
         self._waiting: queue.Queue[_Outgoing | None] = queue.Queue(MAX_FRAMES_WAITING)
         self._undelivered = 0
+        self._drained: list[Callable[[], None]] = []
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._send_all, name=f"send to {neighbour.node}", daemon=True)
@@ -92,6 +95,14 @@ class PeerLink:
             if not self._sent_at_once(lambda channel: channel.send_form_at_once(form)):
                 frame = form.frame()
                 self._queue(frame.kind, frame.fields, frame.tensors)
+
+    def takes_more(self, then: Callable[[], None]) -> bool:
+        """Tell whether few frames wait; if not, `then` is called, from the sender's thread, once few do."""
+        with self._lock:
+            if self._undelivered < FEW_FRAMES:
+                return True
+            self._drained.append(then)
+            return False
 
     def _sent_at_once(self, sent: Callable[[PeerChannel], bool]) -> bool:
         channel = self._channel
@@ -128,6 +139,10 @@ class PeerLink:
             self._deliver(frame)
             with self._lock:
                 self._undelivered -= 1
+                drained = self._drained if self._undelivered < FEW_FRAMES else []
+                self._drained = [] if drained else self._drained
+            for then in drained:
+                then()
         if self._channel is not None:
             self._channel.close()
 

@@ -26,10 +26,10 @@ def address(stage: Stage, number: int) -> dict[str, Any]:
     return {"deployment": stage.assignment.deployment, "epoch": stage.epoch, "number": number}
 
 
-def send_prompt(stage: Stage, place: Place, rows: Rows) -> None:
-    """Send rows [T, H] of one sequence, from its place on, to the next node."""
+def send_prompt(stage: Stage, place: Place, rows: Rows, *, partial: bool) -> None:
+    """Send rows [T, H] of one sequence, from its place on, to the next node; `partial`: more follow."""
     assert stage.link is not None
-    where = {"position": place.position, "sequence": place.sequence}
+    where = {"position": place.position, "sequence": place.sequence, "partial": partial}
     stage.link.send("activation", {**address(stage, place.number), **where}, {"x": rows})
 
 

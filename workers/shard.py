@@ -250,7 +250,8 @@ class ShardHost:
     def _take_prompt(self, stage: Stage, frame: Frame) -> None:
         place, rows = ring_frames.place_of(frame.fields), ring_frames.rows(stage, frame)
         ring_frames.check_within(stage, place, len(rows))
-        self._compute.submit(lambda: self._pass_on(stage, place, rows))
+        partial = frame.fields.get("partial") is True
+        self._compute.submit(lambda: self._pass_on(stage, place, rows, partial=partial))
 
     def _take_rows(self, stage: Stage, frame: Frame, *, more: bool) -> None:
         """Take one row of each of several sequences."""
@@ -267,20 +268,27 @@ class ShardHost:
         bring = self._compute.submit if more else self._compute.offer
         bring(lambda: self._step(stage))
 
-    def _pass_on(self, stage: Stage, place: Place, rows: Rows) -> None:
-        """Run rows of one sequence, a prompt's, and send them on."""
+    def _pass_on(self, stage: Stage, place: Place, rows: Rows, *, partial: bool) -> None:
+        """Run rows of one sequence, a prompt's, and send them on; `partial`: more of them follow.
+
+        After the last layer the head needs the prompt's last row alone.
+        """
         if stage.closed:
             return
         self._leave_older(stage, [place])
         if stage.link is None or stage.assignment.head:
-            self._head_of(stage).prompt_came_round(stage, place, rows)
+            self._head_of(stage).prompt_came_round(stage, place, rows, partial=partial)
             return
         try:
             rows = stage.prefill(place.number, place.position, rows)
         except CacheError as error:
             self._tell_failure(stage, place, error)
             return
-        ring_frames.send_prompt(stage, place, rows)
+        if not stage.assignment.has_last_layer:
+            ring_frames.send_prompt(stage, place, rows, partial=partial)
+        elif not partial:
+            last = place._replace(position=place.position + len(rows) - 1)
+            ring_frames.send_prompt(stage, last, rows[-1:], partial=False)
 
     def _step(self, stage: Stage) -> None:
         """Run the single rows that have arrived for a stage, together, and send them on."""

@@ -12,7 +12,7 @@ from model_worlds import wait_for
 
 from workers.assignment import Neighbour
 from workers.errors import ChannelClosed
-from workers.peers import PeerLink
+from workers.peers import FEW_FRAMES, PeerLink
 from workers.wire import Form
 
 NEXT = Neighbour(node="b", address="127.0.0.1", port=1)
@@ -107,3 +107,20 @@ def test_a_connection_that_broke_is_made_again(link: PeerLink, made: list[Channe
     link.send("a", {})
     wait_for(lambda: len(made) == 2 and made[1].sent, "a new connection")
     assert made[1].sent == [("a", "queued")]
+
+
+def test_more_is_made_while_few_frames_wait_and_again_once_few_do(
+    link: PeerLink, made: list[Channel]
+) -> None:
+    channel, called = made[0], threading.Event()
+    channel.full = True
+    channel.gate.clear()
+    for _ in range(FEW_FRAMES):
+        assert link.takes_more(called.set)
+        link.send("a", {})
+    assert not link.takes_more(called.set)
+    assert not called.is_set()
+    channel.gate.set()
+    assert called.wait(10)
+    wait_for(lambda: len(channel.sent) == FEW_FRAMES, "all sent")
+    assert link.takes_more(called.clear)
