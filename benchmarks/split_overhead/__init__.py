@@ -17,6 +17,9 @@ this process and has the last core, which with two cores it shares with every se
   link by a prompt's rows, sent by stages that compute nothing so that the link is the bottleneck, beside a
   plain bulk transfer of as many bytes. Rows say whether the emulation kept up while they were taken; targets
   stand on those only.
+- `correct`: random cuts of small models of every family into 2 to 6 stages, 1 to 32 requests at once; every
+  token is compared with those of the unsplit model and of the transformers library (rows: `tokens` compared,
+  `ties`, `differences`). Here the shard hosts are in one process, and frames go between them as bytes.
 
 Everything of ours is the product: agents, links, shard hosts, and the pool of the orchestrator. What is
 compared takes turns, a run of each at a time, and the first of a pair changes from pair to pair.

@@ -17,7 +17,7 @@ import benchmarks.split_overhead as package
 from benchmarks import envelope, environments
 from benchmarks.split_overhead import figures
 
-PARTS = ("single", "stages", "batch", "hop", "networks")
+PARTS = ("single", "stages", "batch", "hop", "networks", "correct")
 
 
 def main() -> int:
@@ -36,6 +36,8 @@ def main() -> int:
         bench = parts.Bench(Path(folder), cores, options, notes)
         for part in options.part or PARTS:
             rows += getattr(bench, part)()
+            if part == "correct":
+                notes += filter(None, [figures.ties(rows)])
             envelope.write(options.json, _result(options, rows, notes, cores))
     _show(figures.summary(rows), figures.targets(rows), notes)
     return 0
@@ -51,11 +53,13 @@ def _options() -> argparse.Namespace:
         "--part", action="append", choices=PARTS, help="measure this part only; may be repeated"
     )
     parser.add_argument("--pairs", type=int, default=9, help="pairs of runs of each comparison (default 9)")
-    parser.add_argument("--seed", type=int, default=0, help="of the model's parameters")
+    parser.add_argument("--seed", type=int, default=0, help="of parameters and random cases")
+    parser.add_argument("--cases", type=int, default=20, help="of each family of `correct` (default 20)")
     environments.add_cache_option(parser)
     options = parser.parse_args()
-    if options.pairs < 1:
-        parser.error(f"--pairs is {options.pairs}; it must be at least 1")
+    for name in ("pairs", "cases"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} is {getattr(options, name)}; it must be at least 1")
     return options
 
 

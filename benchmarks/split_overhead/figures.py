@@ -13,6 +13,7 @@ Row = Mapping[str, Any]
 STAGES = (2, 3, 4)
 _FIGURES = {
     ("hop", None): ("hop_us", "us"),
+    ("correct", None): ("tokens", "tokens per case"),
     (limits.PART, "decode"): ("median_over_limit", "x the limit"),
     (limits.PART, "prompt"): ("over_limit", "x the limit"),
     (limits.PART, None): ("use_of_rate", "x the link's rate"),
@@ -41,6 +42,7 @@ def targets(rows: Sequence[Row]) -> list[Target]:
         *(Target(name=name, value=value, op=">=", limit=limit) for name, (value, limit) in over_one.items()),
         Target(name="hop_us", value=_hop_us(rows), op="<=", limit=80.0),
         *limits.targets(rows),
+        Target(name="correct_differences", value=_differences(rows), op="==", limit=0),
     ]
 
 
@@ -78,6 +80,21 @@ def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
 def _hop_us(rows: Sequence[Row]) -> float | None:
     values = [row["hop_us"] for row in rows if row["part"] == "hop"]
     return statistics.median(values) if values else None
+
+
+def ties(rows: Sequence[Row]) -> str | None:
+    """Say in one line what was compared and how often two tokens were as good; None if nothing was."""
+    own = [row for row in rows if row["part"] == "correct"]
+    if not own:
+        return None
+    compared, ties = (sum(row[name] for row in own) for name in ("tokens", "ties"))
+    differences = _differences(own)
+    return f"correct: {len(own)} cases, {compared} tokens compared, {differences} differences, {ties} ties"
+
+
+def _differences(rows: Sequence[Row]) -> int | None:
+    told = [len(row["differences"]) for row in rows if row["part"] == "correct"]
+    return sum(told) if told else None
 
 
 def _same_tokens(rows: Sequence[Row]) -> bool | None:

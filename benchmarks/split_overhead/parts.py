@@ -16,7 +16,7 @@ import torch
 
 from benchmarks import environments
 from benchmarks.round_overhead import arms
-from benchmarks.split_overhead import emulated_link, figures, hop, model, networks
+from benchmarks.split_overhead import correct, emulated_link, figures, hop, model, networks
 from benchmarks.split_overhead.nodes import Workers
 
 _PEERS = Path(__file__).parent / "peers"
@@ -117,6 +117,11 @@ class Bench:
             seed=self._options.seed,
             progress=lambda text: print(text, file=sys.stderr, flush=True),
         )
+
+    def correct(self) -> list[dict[str, Any]]:
+        """Compare random splits of every family with the whole model and with Hugging Face."""
+        torch.set_num_threads(1)
+        return correct.rows(self._options.seed, 1 if self._options.quick else self._options.cases)
 
     @cached_property
     def _parameters(self) -> dict[str, torch.Tensor]:

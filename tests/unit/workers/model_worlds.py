@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,19 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from workers.device import DeviceProfile, Pacer
-from workers.errors import ChannelClosed, ConnectFailed, WireError
+from benchmarks.split_overhead.rings import HostRing, MemoryChannel, profile
+from workers.errors import ConnectFailed
 from workers.link import Reply
 from workers.models.chain import Chain
 from workers.models.config import parse_config
 from workers.models.embedded import tokenizer_json
-from workers.models.loader import digest, write_folder
+from workers.models.loader import write_folder
 from workers.models.model_config import ModelConfig, parameter_shapes
 from workers.models.reference import generate_tokens
 from workers.models.split import build
 from workers.models.tokenizer import Tokenizer
 from workers.shard import ShardHost
-from workers.wire import Form, Frame
+from workers.wire import Frame
 
 TINY: dict[str, object] = {
     "model_type": "llama",
@@ -84,23 +82,6 @@ def tiny_folder(folder: Path, **changes: object) -> Path:
     return folder
 
 
-def profile(**changes: Any) -> DeviceProfile:
-    """Return a device's profile, without pacing unless asked."""
-    values: dict[str, Any] = {
-        "device": "cpu",
-        "cpu_count": 1,
-        "memory_bytes": 10**8,
-        "compute_flops": 1e9,
-        "layer_overhead_s": 0.001,
-        "power": 30.0,
-        "emulated": True,
-        "pacing": False,
-        "torch": torch.__version__,
-        "pid": 1,
-    }
-    return DeviceProfile(**{**values, **changes})
-
-
 def as_arrays(parameters: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray[Any, Any]]:
     """Return parameters as a frame carries them."""
     return {name: value.numpy().copy() for name, value in parameters.items()}
@@ -114,169 +95,50 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.002)
 
 
-class MemoryChannel:
-    """A channel to another host in this process: frames arrive in order, in a thread of their own.
-
-    Like `link.Channel`: `notify` after `close` raises ChannelClosed, a WireError of the receiver closes it.
-    """
+class WatchedChannel(MemoryChannel):
+    """A channel whose frames are kept, and do not arrive while it is blocked."""
 
     def __init__(self, sender: str, receiver: ShardHost, blocked: Callable[[], bool]) -> None:
-        self.sender = sender
-        self.closed = False
-        self.reason: str | None = None
-        self._receiver = receiver
-        self._blocked = blocked
         self.sent: list[Frame] = []
-        self._frames: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
-        threading.Thread(target=self._deliver, daemon=True).start()
+        self._blocked = blocked
+        super().__init__(sender, receiver)
 
-    def notify(
-        self,
-        kind: str,
-        fields: Mapping[str, Any] | None = None,
-        tensors: Mapping[str, Any] | None = None,
-        timeout_s: float = 1.0,
-    ) -> None:
-        if self.closed:
-            raise ChannelClosed(self.reason or "closed")
-        copies = {name: np.array(value) for name, value in (tensors or {}).items()}
-        self.sent.append(Frame(kind, fields=dict(fields or {}), tensors=copies))
-        self._frames.put(self.sent[-1])
+    def carry(self, frame: Frame) -> Frame:
+        copies = {name: np.array(value) for name, value in frame.tensors.items()}
+        self.sent.append(Frame(frame.kind, fields=dict(frame.fields), tensors=copies))
+        return self.sent[-1]
 
-    def notify_at_once(
-        self, kind: str, fields: Mapping[str, Any], tensors: Mapping[str, Any] | None = None
-    ) -> bool:
-        self.notify(kind, fields, tensors)
-        return True
-
-    def send_form_at_once(self, form: Form) -> bool:
-        frame = form.frame()
-        return self.notify_at_once(frame.kind, frame.fields, frame.tensors)
-
-    def close(self) -> None:
-        self.closed = True
-        self._frames.put(None)
-
-    def _deliver(self) -> None:
-        while (frame := self._frames.get()) is not None:
-            if self._blocked():
-                continue
-            try:
-                self._receiver.on_peer_frame(self.sender, frame)
-            except WireError as error:
-                self.closed, self.reason = True, str(error)
-                return
+    def take(self, frame: Frame) -> None:
+        if not self._blocked():
+            super().take(frame)
 
 
-class Ring:
-    """Shard hosts in one process, with the orchestrator's side of them."""
+class Ring(HostRing):
+    """A ring of the tiny model whose nodes can be unreachable, or deaf to what others send."""
 
     def __init__(self, names: str = "abc", *, model: Chain | None = None, **profile_changes: Any) -> None:
         self.model = model or tiny_model()
-        self.parameters = dict(self.model.state_dict())
-        self.digest = digest(self.parameters)
-        self.told: list[tuple[str, str, dict[str, Any]]] = []
         self.unreachable: set[str] = set()
         self.deaf: set[str] = set()
-        self.channels: list[MemoryChannel] = []
-        self.hosts: dict[str, ShardHost] = {}
-        for name in names:
-            device = profile(**profile_changes)
-            self.hosts[name] = ShardHost(
-                name,
-                Pacer(device),
-                memory_bytes=device.memory_bytes,
-                dial=self._dial_from(name),
-                notify=lambda kind, fields, name=name: self.told.append((name, kind, dict(fields))),  # type: ignore[misc]
-            )
+        document = config_with(
+            tie_word_embeddings=self.model.config.tied_embeddings,
+            num_hidden_layers=self.model.config.layers,
+        )
+        super().__init__(
+            names, document, self.model.state_dict(), tokenizer_json(), device=profile(**profile_changes)
+        )
+        self.config = self.model.config
 
-    def close(self) -> None:
-        for host in self.hosts.values():
-            host.close()
-
-    def _dial_from(self, sender: str) -> Callable[[str, str, int], MemoryChannel]:
-        def dial(node: str, _address: str, _port: int) -> MemoryChannel:
-            if node in self.unreachable:
-                raise ConnectFailed(f"{node} is unreachable")
-            channel = MemoryChannel(sender, self.hosts[node], lambda: node in self.deaf)
-            self.channels.append(channel)
-            return channel
-
-        return dial
-
-    def ask(self, node: str, kind: str, tensors: Mapping[str, Any] | None = None, **fields: Any) -> Reply:
-        return self.hosts[node].handle(Frame(kind, fields=fields, tensors=tensors or {}, id=1))
-
-    def prepare_fields(self, node: str, placement: list[tuple[str, int, int]], epoch: int) -> dict[str, Any]:
-        """Return the `shard.prepare` fields of a node for `placement`: (node, first, end), the head first."""
-        order = [name for name, _, _ in placement]
-        place = order.index(node)
-        head = place == 0
-        _, first_layer, end_layer = placement[place]
-        following = order[(place + 1) % len(order)]
-        return {
-            "deployment": "d",
-            "epoch": epoch,
-            "model": self.digest,
-            "config": config_with(
-                tie_word_embeddings=self.model.config.tied_embeddings,
-                num_hidden_layers=self.model.config.layers,
-            ),
-            "roles": (["head"] if head else []) + (["stage"] if end_layer > first_layer else []),
-            "first_layer": first_layer,
-            "end_layer": end_layer,
-            "tokenizer_json": tokenizer_json() if head else None,
-            "previous": order[place - 1],
-            "next": {"node": following, "address": "127.0.0.1", "port": 7399},
-            "context_tokens": 128,
-            "request_timeout_s": 10.0,
-        }
-
-    def shard_tensors(self, node: str, placement: list[tuple[str, int, int]]) -> dict[str, Any]:
-        head = placement[0][0] == node
-        _, first_layer, end_layer = next(entry for entry in placement if entry[0] == node)
-        names = parameter_shapes(self.model.config, first_layer=first_layer, end_layer=end_layer, head=head)
-        return as_arrays({name: self.parameters[name] for name in names})
-
-    def prepare(
-        self, placement: list[tuple[str, int, int]], epoch: int, /, **changes: Any
-    ) -> dict[str, Reply]:
-        return {
-            node: self.ask(
-                node,
-                "shard.prepare",
-                self.shard_tensors(node, placement),
-                **{**self.prepare_fields(node, placement, epoch), **changes},
-            )
-            for node, _, _ in placement
-        }
-
-    def commit(self, placement: list[tuple[str, int, int]], epoch: int) -> None:
-        for node, _, _ in reversed(placement):  # the head last: it starts to send
-            self.ask(node, "shard.commit", deployment="d", epoch=epoch)
-
-    def deploy(self, placement: list[tuple[str, int, int]], epoch: int = 1, **changes: Any) -> None:
-        self.prepare(placement, epoch, **changes)
-        self.commit(placement, epoch)
+    def channel(self, sender: str, node: str) -> MemoryChannel:
+        if node in self.unreachable:
+            raise ConnectFailed(f"{node} is unreachable")
+        return WatchedChannel(sender, self.hosts[node], lambda: node in self.deaf)
 
     def generate(
         self, head: str, request: str, *, prompt: str = "hello", max_tokens: int | None = 20, **more: Any
     ) -> Reply:
         fields = more if max_tokens is None else {"max_tokens": max_tokens, **more}
         return self.ask(head, "generate", deployment="d", request=request, prompt=prompt, **fields)
-
-    def tokens(self, request: str) -> list[dict[str, Any]]:
-        told = [
-            token for _, kind, fields in list(self.told) if kind == "tokens" for token in fields["tokens"]
-        ]
-        return [token for token in told if token["request"] == request]
-
-    def done(self, request: str) -> dict[str, Any] | None:
-        ends = [
-            fields for _, kind, fields in list(self.told) if kind == "done" and fields["request"] == request
-        ]
-        assert len(ends) <= 1
-        return ends[0] if ends else None
 
     def wait_done(self, request: str) -> dict[str, Any]:
         wait_for(lambda: self.done(request), f"the end of {request}")
