@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from workers import memory
+from workers import bulk, memory
 from workers.errors import EndOfStream, WireError
 from workers.pace import Pace, pace_of, round_trip_s
 from workers.wire import (
@@ -84,11 +84,9 @@ class FrameSocket:
         # Two threads must not wait on one poller: one is the receiving thread's, the other the senders'.
         self._readable, self._writable = self._poller(select.POLLIN), self._poller(select.POLLOUT)
         # SSLSocket.recv_into does the same with two more calls on the way, for each record of 16 KB.
-        self._receive_into: Callable[[memoryview, int], int] = sock.recv_into
+        self._receive: Callable[[int, memoryview], int] = lambda size, view: sock.recv_into(view, size)
         if isinstance(sock, ssl.SSLSocket):
-            secured = sock
-            # With a buffer it answers a count, whatever the stubs say.
-            self._receive_into = lambda view, size: cast(int, secured.read(size, view))
+            self._receive = cast(Any, sock.read)  # with a buffer it answers a count, whatever the stubs say
         self._socket_lock = threading.Lock()
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
@@ -277,7 +275,7 @@ class FrameSocket:
             try:
                 with self._socket_lock:
                     if ahead:
-                        count = self._receive_into(self._ahead, READ_AHEAD_BYTES)
+                        count = self._receive(READ_AHEAD_BYTES, self._ahead)
                         self.bytes_received += count
                     else:
                         filled, count = self._read_records(view, filled, pace)
@@ -300,18 +298,19 @@ class FrameSocket:
     def _read_records(self, view: memoryview, filled: int, pace: Pace | None) -> tuple[int, int]:
         """Read into `view` from `filled` on; tells how far it is filled, and what came last (0: the end)."""
         start, count, size = filled, 1, len(view)
+        receive, enough = self._receive, size - READ_AHEAD_BYTES
         try:
             for _ in range(RECORDS_AT_ONCE):
-                count = self._receive_into(view[filled:], min(size - filled, BLOCK_BYTES))
+                count = receive(min(size - filled, BLOCK_BYTES), view[filled:])
                 filled += count
-                self.bytes_received += count
-                if pace is not None:
-                    pace.add(count, time.monotonic())
-                if count == 0 or size - filled < READ_AHEAD_BYTES:
+                if count == 0 or filled > enough:
                     break
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
             if filled == start:
                 raise
+        self.bytes_received += filled - start
+        if pace is not None:
+            pace.add(filled - start, time.monotonic())
         return filled, count
 
     def _take_ahead(self, view: memoryview, pace: Pace | None) -> int:
@@ -329,14 +328,16 @@ class FrameSocket:
         try:
             if self._broken:
                 raise EndOfStream("the connection broke in the middle of an earlier frame")
-            for block in _blocks(buffers):
-                self._write(block, deadline_s)
+            size_bytes = sum(map(len, buffers))
+            with bulk.leaving(self._sock, size_bytes, most_s=self._patience_s(deadline_s)) as turn:
+                for block in _blocks(buffers):
+                    self._write(block, deadline_s, turn)
         except BaseException:
             self._broken = True
             self.shutdown()
             raise
 
-    def _write(self, view: memoryview, deadline_s: float | None) -> None:
+    def _write(self, view: memoryview, deadline_s: float | None, turn: bulk.Turn) -> None:
         while len(view):
             try:
                 with self._socket_lock:
@@ -347,9 +348,11 @@ class FrameSocket:
                         if not len(view):
                             break
             except (ssl.SSLWantWriteError, BlockingIOError):
-                self._wait(self._writable, self._patience_s(deadline_s))
+                if not turn.lasts_until(self._writable):
+                    self._wait(self._writable, self._patience_s(deadline_s))
                 continue
             except ssl.SSLWantReadError:
+                turn.end()
                 self._wait(self._poller(select.POLLIN), self._patience_s(deadline_s))
                 continue
             except (OSError, ValueError) as error:
