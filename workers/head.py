@@ -29,6 +29,8 @@ MAX_GENERATIONS = 256
 CHUNK_ROWS = 64
 """A prompt goes into the ring in pieces of so many rows: while one is on its way the next is computed, and
 between two of them it is others' turn."""
+TELL_INTERVAL_S = 0.01
+"""Tokens that come faster than this are told together; the first one of an answer is told at once."""
 
 Notify = Callable[[str, dict[str, Any]], None]
 
@@ -97,6 +99,7 @@ class Head:
         self._ready: deque[Generation] = deque()
         self._dispatching = False
         self._untold: list[dict[str, Any]] = []
+        self._told_s = -math.inf
 
     def start(self, generation: Generation) -> str | None:
         """Begin to answer a request; returns why not, if so."""
@@ -169,12 +172,16 @@ class Head:
             self._end(generation, "error", detail)
 
     def tell_overdue(self) -> float | None:
-        """Tell of passes that are overdue; return the seconds until the next one may be, None if none is."""
+        """Tell of tokens and of overdue passes; return the seconds until the next may be, None if none is."""
         now_s = self._clock()
+        if self._telling_is_due():
+            self._tell_tokens()
         for generation in self._generations.values():
             if generation.due_s is not None and generation.due_s <= now_s:
                 self._tell_stalled(generation)
         dues = [generation.due_s for generation in self._generations.values() if generation.due_s is not None]
+        if self._untold:
+            dues.append(self._told_s + TELL_INTERVAL_S)
         return max(0.0, min(dues) - now_s) if dues else None
 
     def _tell_stalled(self, generation: Generation) -> None:
@@ -227,7 +234,8 @@ class Head:
         if self._ready and not self._dispatching:
             self._dispatching = True
             self._follow_up(self._dispatch)
-        self._tell_tokens()
+        if self._telling_is_due():
+            self._tell_tokens()
 
     def _group_size(self, stage: Stage | None) -> int:
         """Return how many sequences go together, so that every stage of the ring has a group."""
@@ -359,9 +367,16 @@ class Head:
         )
         generation.last_token_s, generation.replayed = now_s, 0
 
+    def _telling_is_due(self) -> bool:
+        return bool(self._untold) and (
+            self._clock() - self._told_s >= TELL_INTERVAL_S
+            or any(token["index"] == 0 for token in self._untold)
+        )
+
     def _tell_tokens(self) -> None:
         if self._untold:
             tokens, self._untold = self._untold, []
+            self._told_s = self._clock()
             self._notify("tokens", {"deployment": self._deployment, "tokens": tokens})
 
     def _end(self, generation: Generation, reason: str, detail: str = "") -> None:

@@ -21,6 +21,9 @@ from workers.models.loader import write_folder
 EPOCHS = 5
 CONFIG = {**embedded.CONFIG, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 """Small enough for two cores to train forty of it; the built-in model's family and vocabulary."""
+_FLOPS_PER_POWER = 5e6
+_MOST_NODES = 16
+"""So many devices of that speed keep two cores busy; with more, each is slower, so that all can keep up."""
 
 
 def scenario(setup: int, nodes: int, *, seed: int, prefix: str, port: int) -> Scenario:
@@ -31,7 +34,11 @@ def scenario(setup: int, nodes: int, *, seed: int, prefix: str, port: int) -> Sc
             "seed": seed,
             "topology": {"hosts": nodes, "domains": 3},
             "links": {"setup": setup},
-            "devices": {"flops_per_power": 5e6, "power_min": 8, "trusted": ["h1"]},
+            "devices": {
+                "flops_per_power": _FLOPS_PER_POWER * min(1.0, _MOST_NODES / nodes),
+                "power_min": 8,
+                "trusted": ["h1"],
+            },
             "network": {
                 "prefix": prefix,
                 "openflow_port": port,

@@ -182,6 +182,26 @@ def test_drawn_tokens_go_on_over_another_route_as_they_would_have(make_ring: Mak
     assert {entry["epoch"] for entry in told} == {1, 2}
 
 
+def test_tokens_that_come_fast_are_told_together_but_the_first_one_at_once(make_ring: MakeRing) -> None:
+    ring = make_ring()
+    ring.deploy(THREE)
+    ring.generate("a", "r", max_tokens=60)
+    ring.wait_done("r")
+    told = [fields["tokens"] for _, kind, fields in ring.told if kind == "tokens"]
+    assert [token["index"] for tokens in told for token in tokens] == list(range(60))
+    assert len(told[0]) == 1
+    assert len(told) < 60
+
+
+def test_no_token_waits_for_the_next_one_to_be_told(make_ring: MakeRing) -> None:
+    ring = make_ring()
+    ring.deploy(THREE)
+    ring.generate("a", "r", max_tokens=60)
+    wait_for(lambda: len(ring.tokens("r")) >= 3, "three tokens")
+    ring.deaf.update("abc")
+    wait_for(lambda: not ring.hosts["a"]._deployments.find("d").head._untold, "the last one that was made")
+
+
 def test_a_stop_text_ends_a_generation_before_it(make_ring: MakeRing) -> None:
     ring = make_ring()
     ring.deploy(THREE)
