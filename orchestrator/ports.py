@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -282,6 +282,14 @@ class Model:
     """SHA-256 over the parameters in order of name: name, then bytes (docs/wire_protocol.md)."""
     layers: int
     context_tokens: int
+    compute: str = "fp32"
+    """In which precision nodes hold the parameters: fp32, bf16 or fp16."""
+
+    def held_in(self, compute: str) -> Model:
+        """Return the same model, to be held in another precision; its digest tells them apart."""
+        if compute == self.compute:
+            return self
+        return replace(self, compute=compute, digest=f"{self.digest}:{compute}")
 
 
 class ModelStore(Protocol):
@@ -306,17 +314,15 @@ class ModelStore(Protocol):
         """
         ...
 
-    def graph(self, model: Model) -> ModelGraph:
-        """Describe the model's layers and what they cost."""
+    def graph(self, model: Model, *, wire: str) -> ModelGraph:
+        """Describe the model's layers and what they cost, their rows sent in the precision `wire`."""
         ...
 
     def parameters(self, model: Model) -> dict[str, NDArray[np.float32]]:
         """Read all parameters by their Hugging Face names."""
         ...
 
-    def shard(
-        self, model: Model, *, first_layer: int, end_layer: int, head: bool
-    ) -> dict[str, NDArray[np.float32]]:
+    def shard(self, model: Model, *, first_layer: int, end_layer: int, head: bool) -> dict[str, NDArray[Any]]:
         """Read the parameters of layers [first_layer, end_layer) and, for the head, the rest."""
         ...
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from workers import fields
+from workers.activations import WIRE
 from workers.errors import ModelError, RequestRefused
 from workers.models.config import parse_config
 from workers.models.model_config import ModelConfig, check_layers
+from workers.models.precision import COMPUTE
 
 _LONGEST_TOKENIZER = 16 << 20
 
@@ -27,7 +29,8 @@ class Neighbour:
 class Assignment:
     """One node's part of a placement: layers [first_layer, end_layer), and the head's work if `head`.
 
-    `previous` and `next` are None on the only node of a ring, which has `ring_nodes`.
+    `previous` and `next` are None on the only node of a ring, which has `ring_nodes`. Parameters are held in
+    the precision `compute`, rows travel in that of `wire`.
     """
 
     deployment: str
@@ -45,6 +48,8 @@ class Assignment:
     ring_nodes: int
     reuse: bool
     digest: str | None
+    compute: str = "fp32"
+    wire: str = "fp32"
 
     @property
     def layers(self) -> int:
@@ -109,6 +114,8 @@ class Assignment:
             ),
             reuse=bool(message.get("reuse", False)),
             digest=fields.text(message, "digest") if message.get("digest") is not None else None,
+            compute=fields.choice({"compute": "fp32", **message}, "compute", COMPUTE),
+            wire=fields.choice({"wire": "fp32", **message}, "wire", WIRE),
         )
 
 

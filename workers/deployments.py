@@ -15,7 +15,7 @@ from workers.head import Head
 from workers.kv_cache import Budget, MemoryBudget, SequenceReserve, cache_bytes
 from workers.layer_store import HEAD, LayerStore, Parameters
 from workers.models.loader import digest
-from workers.models.model_config import F32_BYTES
+from workers.models.precision import bytes_of
 from workers.peers import PeerLink, PeerLinks
 from workers.stage import Stage
 
@@ -200,7 +200,7 @@ def held_bytes(assignment: Assignment) -> int:
     config = assignment.config
     head_parameters = config.head_parameters if assignment.head else 0
     parameters = head_parameters + assignment.layers * config.layer_parameters
-    return parameters * F32_BYTES + _cache_bytes(assignment)
+    return parameters * bytes_of(assignment.compute) + _cache_bytes(assignment)
 
 
 def _cache_bytes(assignment: Assignment) -> int:

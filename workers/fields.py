@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 from workers.errors import RequestRefused
-from workers.wire import Tensor
+from workers.models.precision import all_finite, as_tensor
+from workers.wire import CODES, Tensor
 
 _LONGEST_NAME = 128
+_PARAMETER_CODES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
 def text(fields: Mapping[str, Any], key: str, *, longest: int = _LONGEST_NAME) -> str:
@@ -65,19 +66,22 @@ def choice(fields: Mapping[str, Any], key: str, choices: tuple[str, ...]) -> str
     return str(value)
 
 
-def parameters(tensors: Mapping[str, Tensor]) -> dict[str, torch.Tensor]:
-    """Return fp32 parameters as torch tensors, without copying where the frame's own buffer can be kept.
+def parameters(tensors: Mapping[str, Tensor], *, compute: str = "fp32") -> dict[str, torch.Tensor]:
+    """Return parameters as torch tensors, without copying where the frame's own buffer can be kept.
 
     Raises:
-        RequestRefused: one is not fp32, or holds a value that is not finite.
+        RequestRefused: one is not of the precision `compute`, or holds a value that is not finite.
     """
     taken: dict[str, torch.Tensor] = {}
     for name, array in tensors.items():
-        if array.dtype != np.float32:
-            raise RequestRefused("bad-tensor", f"{name} is {array.dtype}; parameters are sent as f32")
-        if not np.isfinite(array).all():
+        code = CODES.get(array.dtype, str(array.dtype))
+        if code != _PARAMETER_CODES[compute]:
+            wanted = _PARAMETER_CODES[compute]
+            raise RequestRefused("bad-tensor", f"{name} is {code}; parameters are sent as {wanted} here")
+        tensor = as_tensor(array if array.flags.writeable else array.copy())
+        if not all_finite(tensor):
             raise RequestRefused("not-finite", f"{name} holds values that are not finite; nothing was taken")
-        taken[name] = torch.from_numpy(array if array.flags.writeable else array.copy())
+        taken[name] = tensor
     return taken
 
 

@@ -14,7 +14,7 @@ import torch
 from workers.errors import RequestRefused
 from workers.kv_cache import MemoryBudget
 from workers.models.chain import check_parameters
-from workers.models.model_config import F32_BYTES, ModelConfig, parameter_shapes
+from workers.models.model_config import ModelConfig, parameter_shapes
 
 HEAD = -1
 """The unit of embedding, final norm and LM head; others are layer numbers."""
@@ -106,7 +106,7 @@ class LayerStore:
 
     def _add(self, model: str, units: Mapping[int, Parameters]) -> None:
         sizes = {
-            unit: sum(value.numel() for value in parameters.values()) * F32_BYTES
+            unit: sum(value.numel() * value.element_size() for value in parameters.values())
             for unit, parameters in units.items()
         }
         self._budget.reserve(sum(sizes.values()), f"{_names(list(units))} of {model}")

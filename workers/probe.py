@@ -11,15 +11,21 @@ from workers.device import Pacer, forward_s
 from workers.kv_cache import KvCache, MemoryBudget, cache_bytes
 from workers.models.chain import Chain
 from workers.models.decoder import Decoder, decoder_of
-from workers.models.model_config import F32_BYTES, ModelConfig
-from workers.models.split import make
+from workers.models.model_config import ModelConfig, parameter_shapes
+from workers.models.precision import bytes_of, dtype_of
+from workers.models.split import build
 
 DECODE_RUNS = 7
 PREFILL_ROWS = 64
 
 
 def probe_layer(
-    config: ModelConfig, pacer: Pacer, budget: MemoryBudget, *, ending: threading.Event
+    config: ModelConfig,
+    pacer: Pacer,
+    budget: MemoryBudget,
+    *,
+    compute: str = "fp32",
+    ending: threading.Event,
 ) -> dict[str, float]:
     """Return `decode_s`, one token through one layer (median), and `prefill_s_per_token`, in seconds.
 
@@ -29,12 +35,12 @@ def probe_layer(
         OutOfMemory: one layer and a short cache do not fit what the node may hold now.
     """
     rows = min(PREFILL_ROWS, config.context_tokens - DECODE_RUNS - 1)
-    size_bytes = config.layer_parameters * F32_BYTES + cache_bytes(
+    size_bytes = config.layer_parameters * bytes_of(compute) + cache_bytes(
         config, layers=1, tokens=rows + DECODE_RUNS + 1
     )
     budget.reserve(size_bytes, "measuring one layer")
     try:
-        layer = make(config, first_layer=0, end_layer=1, head=False)
+        layer = build(config, _random(config, dtype_of(compute)), first_layer=0, end_layer=1, head=False)
         decoder = decoder_of(layer)
         cache = KvCache(config, first_layer=0, end_layer=1, limit_tokens=rows + DECODE_RUNS + 1)
 
@@ -48,6 +54,12 @@ def probe_layer(
     finally:
         budget.release(size_bytes)
     return {"decode_s": statistics.median(decodes_s), "prefill_s_per_token": prefill_s / rows}
+
+
+def _random(config: ModelConfig, held: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return parameters of the first layer, of the size that training leaves."""
+    shapes = parameter_shapes(config, first_layer=0, end_layer=1, head=False)
+    return {name: torch.empty(shape, dtype=held).normal_(0, 0.02) for name, shape in shapes.items()}
 
 
 def _timed_s(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from workers import fields
+from workers import activations, fields
 from workers.errors import WireError
 from workers.stage import Place, Rows, Stage
 from workers.wire import Form, Frame
@@ -30,14 +30,15 @@ def send_prompt(stage: Stage, place: Place, rows: Rows, *, partial: bool) -> Non
     """Send rows [T, H] of one sequence, from its place on, to the next node; `partial`: more follow."""
     assert stage.link is not None
     where = {"position": place.position, "sequence": place.sequence, "partial": partial}
-    stage.link.send("activation", {**address(stage, place.number), **where}, {"x": rows})
+    tensors = activations.packed(rows, stage.assignment.wire)
+    stage.link.send("activation", {**address(stage, place.number), **where}, tensors)
 
 
 def send_rows(stage: Stage, places: Sequence[Place], rows: Rows) -> None:
     """Send the next rows [M, H] of M sequences to the next node."""
     assert stage.link is not None
     form = _form(stage, len(places))
-    form.tensors["x"][:] = rows
+    activations.pack(rows, stage.assignment.wire, form.tensors)
     form.tensors["places"][:] = places
     stage.link.send_form(form)
 
@@ -54,8 +55,8 @@ def _form(stage: Stage, count: int) -> Form:
             "epoch": stage.epoch,
             "together": stage.together,
         }
-        hidden = stage.assignment.config.hidden_size
-        shapes = {"x": (np.float32, (count, hidden)), "places": (np.int64, (count, len(Place._fields)))}
+        shapes = activations.shapes(stage.assignment.wire, count, stage.assignment.config.hidden_size)
+        shapes["places"] = (np.int64, (count, len(Place._fields)))
         form = stage.forms[key] = Form("activations", fields, shapes)
     return form
 
@@ -81,14 +82,12 @@ def place_of(message: Mapping[str, Any]) -> Place:
 
 
 def rows(stage: Stage, frame: Frame) -> Rows:
-    """Return the rows that a frame brings, writable."""
-    hidden = stage.assignment.config.hidden_size
-    array = frame.tensors.get("x")
-    if array is None or array.dtype != np.float32 or array.ndim != 2 or array.shape[1] != hidden:
-        raise WireError(f"activation for {stage.assignment.deployment}: x must be f32 [rows, {hidden}]")
-    if not len(array):
-        raise WireError(f"activation for {stage.assignment.deployment}: x has 0 rows")
-    return array if array.flags.writeable else array.copy()
+    """Return the rows that a frame brings, in fp32 and writable."""
+    assignment = stage.assignment
+    try:
+        return activations.unpacked(frame.tensors, assignment.wire, assignment.config.hidden_size)
+    except WireError as error:
+        raise WireError(f"activation for {assignment.deployment}: {error}") from error
 
 
 def check_within(stage: Stage, place: Place, count: int) -> None:

@@ -24,6 +24,7 @@ from workers.kv_cache import Budget, CacheError, MemoryBudget
 from workers.layer_store import Parameters
 from workers.link import Reply
 from workers.models.config import parse_config
+from workers.models.precision import COMPUTE
 from workers.models.tokenizer import TextStream
 from workers.peers import Dial, PeerLink, PeerLinks
 from workers.probe import probe_layer
@@ -148,7 +149,8 @@ class ShardHost:
 
     def _prepare(self, frame: Frame) -> Reply:
         assignment = Assignment.parse(frame.fields, node=self._node)
-        shard_digest = self._deployments.prepare(assignment, fields.parameters(frame.tensors))
+        sent = fields.parameters(frame.tensors, compute=assignment.compute)
+        shard_digest = self._deployments.prepare(assignment, sent)
         size_bytes = held_bytes(assignment)
         logger.info(
             "%s epoch %d: layers [%d, %d) ready, %d bytes",
@@ -229,8 +231,10 @@ class ShardHost:
 
     def _probe(self, message: Mapping[str, Any]) -> Reply:
         config = parse_config(fields.section(message, "config"))
+        compute = fields.choice({"compute": "fp32", **message}, "compute", COMPUTE)
         found = self._compute.call(
-            lambda: probe_layer(config, self._pacer, self._budget, ending=self._ending), PROBE_TIMEOUT_S
+            lambda: probe_layer(config, self._pacer, self._budget, compute=compute, ending=self._ending),
+            PROBE_TIMEOUT_S,
         )
         return Reply(found)
 

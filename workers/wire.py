@@ -36,13 +36,15 @@ MAX_NUMBER = 2**63 - 1
 DTYPES: dict[str, np.dtype[Any]] = {
     "f32": np.dtype("<f4"),
     "f16": np.dtype("<f2"),
+    "bf16": np.dtype("<u2"),
     "i64": np.dtype("<i8"),
     "i32": np.dtype("<i4"),
     "i16": np.dtype("<i2"),
     "u8": np.dtype("u1"),
     "i8": np.dtype("i1"),
 }
-_DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
+"""Numpy has no bfloat16; it is the uint16 of the same bits."""
+CODES = {dtype: code for code, dtype in DTYPES.items()}
 _HEADER_KEYS = {"kind", "id", "reply_to", "tensors", "fields"}
 
 Tensor = np.ndarray[Any, np.dtype[Any]]
@@ -129,7 +131,7 @@ def encode(frame: Frame, *, checked: bool = True) -> list[memoryview]:
     if frame.reply_to is not None:
         header["reply_to"] = frame.reply_to
     if arrays:
-        header["tensors"] = [[name, _DTYPE_CODES[array.dtype], list(array.shape)] for name, array in arrays]
+        header["tensors"] = [[name, CODES[array.dtype], list(array.shape)] for name, array in arrays]
     try:
         packed = msgpack.packb(header, use_bin_type=True)
     except (TypeError, ValueError, OverflowError) as error:
@@ -179,10 +181,10 @@ class Form:
 
 def _as_sendable(name: str, tensor: Tensor) -> Tensor:
     array = np.asarray(tensor, order="C")
-    if array.dtype in _DTYPE_CODES:
+    if array.dtype in CODES:
         return array
     little = array.dtype.newbyteorder("<")
-    if little not in _DTYPE_CODES:
+    if little not in CODES:
         known = ", ".join(DTYPES)
         raise WireError(
             f"tensor {name!r}: dtype {array.dtype} has no place on the wire; convert to one of {known}"

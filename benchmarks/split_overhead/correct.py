@@ -22,6 +22,7 @@ from workers.models.chain import Chain
 from workers.models.config import parse_config
 from workers.models.embedded import tokenizer_json
 from workers.models.model_config import parameter_shapes
+from workers.models.precision import COMPUTE, dtype_of
 from workers.models.reference import generate_tokens
 from workers.models.split import build
 
@@ -89,6 +90,8 @@ class Case:
     head: str
     requests: tuple[tuple[tuple[int, ...], int], ...]
     """The prompt of each, and how many tokens are to follow."""
+    compute: str = "fp32"
+    """How the ring holds the parameters; who is compared with has them rounded so, and is fp32."""
 
     def placement(self) -> rings.Placement:
         """Return node, first and end layer, the head's node first."""
@@ -118,7 +121,7 @@ class _Told:
     margins: Sequence[float]
 
 
-def draw(chance: random.Random, family: str) -> Case:
+def draw(chance: random.Random, family: str, compute: str = "fp32") -> Case:
     """Return a random case of a family."""
     stages = chance.randint(2, 6)
     count = chance.choice((1, 2, 4, 8, 16, MOST_REQUESTS))
@@ -131,7 +134,12 @@ def draw(chance: random.Random, family: str) -> Case:
     )
     cuts = tuple(sorted(chance.sample(range(1, LAYERS), stages - 1)))
     return Case(
-        family=family, seed=chance.randrange(4), cuts=cuts, head=chance.choice(HEADS), requests=requests
+        family=family,
+        seed=chance.randrange(4),
+        cuts=cuts,
+        head=chance.choice(HEADS),
+        requests=requests,
+        compute=compute,
     )
 
 
@@ -141,8 +149,8 @@ def check(case: Case) -> Outcome:
     tokens, ties, differences = 0, 0, []
     for number, (asked, told) in enumerate(zip(case.requests, split, strict=True)):
         references = {
-            "the unsplit model": _unsplit(case.family, case.seed, *asked),
-            "Hugging Face": _huggingface(case.family, case.seed, *asked),
+            "the unsplit model": _unsplit(case.family, case.seed, case.compute, *asked),
+            "Hugging Face": _huggingface(case.family, case.seed, case.compute, *asked),
         }
         for name, reference in references.items():
             place = figures.first_difference(told.tokens, reference.tokens)
@@ -160,12 +168,12 @@ def check(case: Case) -> Outcome:
 
 
 def rows(seed: int, cases: int) -> list[dict[str, Any]]:
-    """Check `cases` random cases of every family; a row for each."""
+    """Check `cases` random cases of every family, in each precision in turn; a row for each."""
     chance = random.Random(seed)
     found = []
     for number in range(cases):
         for family in FAMILIES:
-            case = draw(chance, family)
+            case = draw(chance, family, COMPUTE[number % len(COMPUTE)])
             outcome = check(case)
             found.append(
                 {
@@ -175,6 +183,7 @@ def rows(seed: int, cases: int) -> list[dict[str, Any]]:
                     "stages": len(case.cuts) + 1,
                     "cuts": list(case.cuts),
                     "head": case.head,
+                    "compute": case.compute,
                     "requests": len(case.requests),
                     "tokens": outcome.tokens,
                     "ties": outcome.ties,
@@ -190,8 +199,9 @@ def _answers(case: Case) -> list[_Told]:
     ring = rings.HostRing(
         [node for node, _, _ in placement],
         FAMILIES[case.family],
-        _parameters(case.family, case.seed),
+        _parameters(case.family, case.seed, case.compute),
         tokenizer_json(),
+        compute=case.compute,
     )
     try:
         ring.deploy(placement, ring_nodes=len(placement))
@@ -213,30 +223,31 @@ def _answers(case: Case) -> list[_Told]:
 
 
 @functools.cache
-def _parameters(family: str, seed: int) -> Mapping[str, Tensor]:
-    """Return parameters so large that greedy tokens vary."""
+def _parameters(family: str, seed: int, compute: str) -> Mapping[str, Tensor]:
+    """Return parameters so large that greedy tokens vary, rounded to what `compute` can hold."""
     generator = torch.Generator().manual_seed(seed)
-    return {
+    drawn = {
         name: torch.randn(shape, generator=generator) * (0.3 if len(shape) == 2 else 0.1)
         + (len(shape) == 1 and name.endswith("weight"))
         for name, shape in parameter_shapes(parse_config(FAMILIES[family])).items()
     }
+    return {name: value.to(dtype_of(compute)).float() for name, value in drawn.items()}
 
 
 @functools.cache
-def _whole(family: str, seed: int) -> Chain:
-    return build(parse_config(FAMILIES[family]), _parameters(family, seed))
+def _whole(family: str, seed: int, compute: str) -> Chain:
+    return build(parse_config(FAMILIES[family]), _parameters(family, seed, compute))
 
 
 @functools.cache
-def _theirs(family: str, seed: int) -> Any:
+def _theirs(family: str, seed: int, compute: str) -> Any:
     """Return the same model in transformers."""
     import transformers
 
     values = {key: value for key, value in FAMILIES[family].items() if key != "model_type"}
     config = transformers.AutoConfig.for_model(str(FAMILIES[family]["model_type"]), **values)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    parameters = dict(_parameters(family, seed))
+    parameters = dict(_parameters(family, seed, compute))
     missing, unexpected = model.load_state_dict(parameters, strict=False)
     if unexpected or set(missing) > {"lm_head.weight"}:
         raise RuntimeError(f"{family}: transformers lacks {missing} and does not know {unexpected}")
@@ -245,15 +256,15 @@ def _theirs(family: str, seed: int) -> Any:
 
 
 @functools.lru_cache(maxsize=1024)
-def _unsplit(family: str, seed: int, prompt: tuple[int, ...], count: int) -> _Told:
-    return _Told(*generate_tokens(_whole(family, seed), list(prompt), count))
+def _unsplit(family: str, seed: int, compute: str, prompt: tuple[int, ...], count: int) -> _Told:
+    return _Told(*generate_tokens(_whole(family, seed, compute), list(prompt), count))
 
 
 @functools.lru_cache(maxsize=1024)
-def _huggingface(family: str, seed: int, prompt: tuple[int, ...], count: int) -> _Told:
+def _huggingface(family: str, seed: int, compute: str, prompt: tuple[int, ...], count: int) -> _Told:
     given = torch.tensor([prompt])
     with torch.inference_mode():
-        made = _theirs(family, seed).generate(
+        made = _theirs(family, seed, compute).generate(
             given,
             attention_mask=torch.ones_like(given),
             max_new_tokens=count,

@@ -20,6 +20,7 @@ from workers.link import Reply
 from workers.models.config import parse_config
 from workers.models.loader import digest
 from workers.models.model_config import parameter_shapes
+from workers.models.precision import as_array, dtype_of
 from workers.shard import ShardHost
 from workers.wire import Form, Frame
 
@@ -124,9 +125,12 @@ class HostRing:
         tokenizer_json: str,
         *,
         device: DeviceProfile | None = None,
+        compute: str = "fp32",
+        wire: str = "fp32",
     ) -> None:
         self.document = document
-        self.parameters = dict(parameters)
+        self.parameters = {name: value.to(dtype_of(compute)) for name, value in parameters.items()}
+        self._precision = {"compute": compute, "wire": wire}
         self.digest = digest(self.parameters)
         self.told: list[tuple[str, str, dict[str, Any]]] = []
         self.channels: list[MemoryChannel] = []
@@ -181,6 +185,7 @@ class HostRing:
             "next": {"node": following, "address": "127.0.0.1", "port": 7399},
             "context_tokens": min(128, self.config.context_tokens),
             "request_timeout_s": 10.0,
+            **self._precision,
         }
 
     def shard_tensors(self, node: str, placement: Placement) -> dict[str, np.ndarray[Any, Any]]:
@@ -188,7 +193,7 @@ class HostRing:
         head = placement[0][0] == node
         _, first_layer, end_layer = next(entry for entry in placement if entry[0] == node)
         names = parameter_shapes(self.config, first_layer=first_layer, end_layer=end_layer, head=head)
-        return {name: self.parameters[name].numpy().copy() for name in names}
+        return {name: as_array(self.parameters[name]).copy() for name in names}
 
     def prepare(self, placement: Placement, epoch: int, /, **changes: Any) -> dict[str, Reply]:
         """Have every node prepare its part."""

@@ -19,13 +19,14 @@ from orchestrator.core.model import ModelGraph
 from orchestrator.core.partition import transformer_graph
 from orchestrator.errors import InvalidRequest, ModelError, NotFound
 from orchestrator.ports import Json, Model, Tensors
-from workers import local_data
+from workers import activations, local_data
 from workers.errors import DataError
 from workers.errors import ModelError as WorkersModelError
 from workers.models import corpus, embedded, loader
 from workers.models.architecture import Architecture, architecture
 from workers.models.config import parse_config
 from workers.models.model_config import parameter_shapes
+from workers.models.precision import as_array, bytes_of
 from workers.models.tokenizer import Tokenizer
 from workers.models.trainable import build
 from workers.models.trainable import loss as loss_of
@@ -88,9 +89,7 @@ class FolderModels:
         """Read all parameters by their Hugging Face names."""
         return _translated(lambda: _arrays(loader.read_whole(model.folder, architecture(model.config))))
 
-    def shard(
-        self, model: Model, *, first_layer: int, end_layer: int, head: bool
-    ) -> dict[str, NDArray[np.float32]]:
+    def shard(self, model: Model, *, first_layer: int, end_layer: int, head: bool) -> dict[str, NDArray[Any]]:
         """Read the parameters of layers [first_layer, end_layer) and, for the head, the rest."""
         return _translated(
             lambda: _arrays(
@@ -100,6 +99,7 @@ class FolderModels:
                     first_layer=first_layer,
                     end_layer=end_layer,
                     head=head,
+                    compute=model.compute,
                 )
             )
         )
@@ -164,8 +164,8 @@ class FolderModels:
         """Say how many tokens `text` has."""
         return len(_translated(lambda: Tokenizer(model.tokenizer_json)).encode(text))
 
-    def graph(self, model: Model) -> ModelGraph:
-        """Describe the model's layers and what they cost."""
+    def graph(self, model: Model, *, wire: str) -> ModelGraph:
+        """Describe the model's layers and what they cost, their rows sent in the precision `wire`."""
         config = parse_config(model.config)
         return transformer_graph(
             name=model.name,
@@ -175,6 +175,8 @@ class FolderModels:
             vocabulary=config.vocabulary_size,
             hidden=config.hidden_size,
             kv_width=config.kv_heads * config.head_size,
+            parameter_bytes=bytes_of(model.compute),
+            activation_bytes=activations.bytes_of(wire, config.hidden_size),
         )
 
     def _folder(self, name: str) -> Path:
@@ -209,14 +211,13 @@ def _check_split_folder(folder: Path) -> None:
 def _read(name: str, folder: Path) -> Model:
     document: Json = dict(loader.read_config(folder))
     config = architecture(document)
-    parameters = loader.read_whole(folder, config)
     return Model(
         name=name,
         folder=folder,
         config=document,
         tokenizer_json=loader.read_tokenizer_json(folder),
-        parameter_bytes=sum(tensor.numel() * 4 for tensor in parameters.values()),
-        digest=loader.digest(parameters),
+        parameter_bytes=config.parameters * 4,
+        digest=loader.digest_of_folder(folder, config),
         layers=config.layers,
         context_tokens=config.context_tokens,
     )
@@ -229,8 +230,8 @@ def _translated(action: Callable[[], Result]) -> Result:
         raise ModelError(str(error)) from error
 
 
-def _arrays(parameters: dict[str, torch.Tensor]) -> dict[str, NDArray[np.float32]]:
-    return {name: tensor.contiguous().numpy() for name, tensor in parameters.items()}
+def _arrays(parameters: dict[str, torch.Tensor]) -> dict[str, NDArray[Any]]:
+    return {name: as_array(tensor.contiguous()) for name, tensor in parameters.items()}
 
 
 def _tensor(array: NDArray[Any]) -> torch.Tensor:

@@ -226,12 +226,34 @@ def _job_table(job: dict[str, Any]) -> RenderableType:
 @click.option("--model", default="embedded", show_default=True, help="`embedded`, a folder, or job:<id>.")
 @click.option("--min-nodes", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--name", help="What requests may call it; deployments of one name are replicas.")
+@click.option(
+    "--compute",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="How nodes hold the parameters.",
+)
+@click.option(
+    "--wire",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="How rows travel between nodes.",
+)
 @url_option
 @json_option
-def deploy(model: str, min_nodes: int, name: str | None, url: str, as_json: bool) -> None:
+def deploy(
+    model: str, min_nodes: int, name: str | None, compute: str, wire: str, url: str, as_json: bool
+) -> None:
     """Place a model over the nodes and start serving it."""
     client = Client(url)
-    asked = {"model": _absolute(model), "min_nodes": min_nodes, "name": name}
+    asked = {
+        "model": _absolute(model),
+        "min_nodes": min_nodes,
+        "name": name,
+        "compute": compute,
+        "wire": wire,
+    }
     made = client.post("/api/v1/deployments", asked)
     say(f"{made['id']} is being placed")
     path = f"/api/v1/deployments/{made['id']}"

@@ -20,10 +20,15 @@ def transformer_graph(
     vocabulary: int,
     hidden: int,
     kv_width: int,
+    parameter_bytes: int = FLOAT_BYTES,
+    activation_bytes: int | None = None,
     critical_layers: Collection[int] = (),
     sensitivities: Mapping[int, float] | None = None,
 ) -> ModelGraph:
-    """Build the graph of a decoder in fp32 from its parameter counts.
+    """Build the graph of a decoder from its parameter counts.
+
+    A parameter takes `parameter_bytes`, a row of activations on the wire `activation_bytes` (if not those of
+    fp32). The KV cache is fp32 always.
 
     A token costs 2 FLOP per parameter of a layer, and 2 * vocabulary * hidden for the LM head (an embedding
     is a look-up). `kv_width` is the width of the keys (as many values). Layers in `critical_layers` run on
@@ -33,22 +38,23 @@ def transformer_graph(
         InvalidValue: a layer is named that the model does not have.
     """
     weights = dict(sensitivities or {})
+    row_bytes = hidden * FLOAT_BYTES if activation_bytes is None else activation_bytes
     _check_layers(name, [*critical_layers, *weights], len(layer_parameters))
     layers = tuple(
         LayerCost(
-            parameter_bytes=count * FLOAT_BYTES,
+            parameter_bytes=count * parameter_bytes,
             flops_per_token=2.0 * count,
             kv_bytes_per_token=2 * kv_width * FLOAT_BYTES,
-            activation_bytes=hidden * FLOAT_BYTES,
+            activation_bytes=row_bytes,
             privacy_critical=index in critical_layers,
             sensitivity=weights.get(index, 0.0),
         )
         for index, count in enumerate(layer_parameters)
     )
     head = HeadCost(
-        parameter_bytes=head_parameters * FLOAT_BYTES,
+        parameter_bytes=head_parameters * parameter_bytes,
         flops_per_token=2.0 * vocabulary * hidden,
-        activation_bytes=hidden * FLOAT_BYTES,
+        activation_bytes=row_bytes,
     )
     return ModelGraph(name=name, digest=digest, head=head, layers=layers)
 

@@ -297,7 +297,7 @@ class SplitDeployments:
         )
         return DeploymentSpec(
             deployment=deployment,
-            model=self._models.graph(model),
+            model=self._models.graph(model, wire=request.wire),
             min_nodes=request.min_nodes,
             weights=request.cost,
             workload=workload,

@@ -21,6 +21,12 @@ _SHAPE_KEYS = (
     "num_attention_heads",
     "num_key_value_heads",
     "head_dim",
+    "attention_bias",
+    "sliding_window",
+    "model_type",
+    "n_embd",
+    "n_inner",
+    "n_head",
 )
 
 
@@ -43,7 +49,7 @@ class LayerProbes:
 
     def measure(self, model: Model) -> None:
         """Ask every node that is alive and was not asked for this kind of layer yet."""
-        kind = _layer_kind(model.config)
+        kind = _layer_kind(model)
         with self._probing:
             for record in self._pool.nodes():
                 key = (record.node, record.attached_at, kind)
@@ -55,13 +61,14 @@ class LayerProbes:
     def times(self, record: NodeRecord, model: Model) -> LayerTimes:
         """Give what is known of a node; nothing if it was not asked."""
         with self._lock:
-            known = self._known.get((record.node, record.attached_at, _layer_kind(model.config)))
+            known = self._known.get((record.node, record.attached_at, _layer_kind(model)))
         return known or LayerTimes(decode_s=None, prefill_s_per_token=None)
 
     def _probe(self, record: NodeRecord, model: Model) -> LayerTimes:
         try:
+            fields = {"config": model.config, "compute": model.compute}
             answer = self._pool.request(
-                record.node, "control", "probe.layer", {"config": model.config}, timeout_s=_PROBE_TIMEOUT_S
+                record.node, "control", "probe.layer", fields, timeout_s=_PROBE_TIMEOUT_S
             )
         except WorkerError as error:
             log.warning("layer times of node %s are modelled, not measured: %s", record.node, error)
@@ -80,6 +87,6 @@ def _seconds(fields: Json, name: str, node: str) -> float | None:
     return None
 
 
-def _layer_kind(config: Json) -> str:
-    shape = {key: config.get(key) for key in _SHAPE_KEYS}
+def _layer_kind(model: Model) -> str:
+    shape = {key: model.config.get(key) for key in _SHAPE_KEYS} | {"compute": model.compute}
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()

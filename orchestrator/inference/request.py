@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -35,6 +35,16 @@ class DeploymentRequest(BaseModel):
     context_tokens: Annotated[int, Field(ge=16, le=1_000_000)] | None = Field(
         default=None,
         description="prompt and answer together; the model's own maximum, 1024 at most, if left out",
+    )
+    compute: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32",
+        description="how nodes hold the parameters; 16 bits take half the memory and are read twice as fast, "
+        "sums and caches are fp32 always",
+    )
+    wire: Literal["fp32", "fp16", "int8"] = Field(
+        default="fp32",
+        description="how rows travel between nodes: exactly, in half the bytes, or in a quarter with a scale "
+        "for each row",
     )
     request_timeout_s: Annotated[float, Field(gt=0, le=600)] = Field(
         default=10.0, description="how long the head waits for the ring before it reports a stall"

@@ -100,6 +100,7 @@ class DeploymentRun:
             models=models,
             put=self.put,
             request_timeout_s=request.request_timeout_s,
+            wire=request.wire,
         )
         if left is not None:
             self._calls.restore(left)
@@ -110,9 +111,8 @@ class DeploymentRun:
         try:
             again = "" if self._left is None else "resumed: "
             self._note("preparing", f"{again}reading model {self._request.model}")
-            self._model = self._models.resolve(
-                self._request.model, progress=Progress(self._events, self.deployment)
-            )
+            read = self._models.resolve(self._request.model, progress=Progress(self._events, self.deployment))
+            self._model = read.held_in(self._request.compute)
             self._attempts = 0
             self._calls.model, self._calls.context_tokens = self._model, self.context_tokens
             if self._left is not None:

@@ -29,13 +29,21 @@ class ShardCalls:
     """
 
     def __init__(
-        self, deployment: str, *, pool: WorkerPool, models: ModelStore, put: Put, request_timeout_s: float
+        self,
+        deployment: str,
+        *,
+        pool: WorkerPool,
+        models: ModelStore,
+        put: Put,
+        request_timeout_s: float,
+        wire: str = "fp32",
     ) -> None:
         self._deployment = deployment
         self._pool = pool
         self._models = models
         self._put = put
         self._request_timeout_s = request_timeout_s
+        self._wire = wire
         self._lock = threading.Lock()
         self._shards: dict[tuple[int, str], Shard] = {}
         self._memory: dict[tuple[int, str], int] = {}
@@ -165,6 +173,8 @@ class ShardCalls:
             "request_timeout_s": self._request_timeout_s,
             "ring_nodes": shard.ring_nodes,
             "reuse": reuse,
+            "compute": model.compute,
+            "wire": self._wire,
         }
         if "head" in shard.roles:
             fields["tokenizer_json"] = model.tokenizer_json

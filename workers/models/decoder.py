@@ -17,6 +17,7 @@ from workers import memory
 from workers.models import kernels
 from workers.models.chain import Chain
 from workers.models.llama import Llama
+from workers.models.precision import as_array, widened
 
 Array = np.ndarray[Any, Any]
 _NONE = np.zeros(0, dtype=np.float32)
@@ -42,9 +43,10 @@ def decoder_of(model: Chain) -> Decoder | None:
 
 
 @functools.cache
-def compile_kernels() -> None:
-    """Compile the kernels, or read them from disk: about five seconds the first time on a machine."""
-    row, matrix, cache = (np.zeros(shape, dtype=np.float32) for shape in ((2,), (2, 2), (2, 1, 1, 2)))
+def compile_kernels(held: torch.dtype = torch.float32) -> None:
+    """Compile the kernels for matrices held so, or read them from disk: about five seconds the first time."""
+    row, cache = np.zeros(2, dtype=np.float32), np.zeros((2, 1, 1, 2), dtype=np.float32)
+    matrix = _matrix(torch.zeros(2, 2, dtype=held))
     for count in (1, 2, 4):
         rows = np.zeros((count, 2), dtype=np.float32)
         kernels.project(rows, row, 1.0, matrix, matrix, matrix, row, row, row, rows, rows, rows, rows)
@@ -59,20 +61,20 @@ class Decoder:
 
     def __init__(self, model: Llama) -> None:
         """Compile what is not compiled yet."""
-        compile_kernels()
+        compile_kernels(next(value.dtype for value in model.parameters() if value.dim() == 2))
         self._config = model.config
         self._rotary = model.rotary
         self._layers = [_layer(model, layer) for layer in model.layer_range]
         self._numbers = model.layer_range
         self._head = _head(model) if model.head else None
-        self._table = _array(model.model.embed_tokens.weight) if model.head else None
+        self._table = as_array(model.model.embed_tokens.weight) if model.head else None
         self._scratch = _Scratch(model, 1)
         self._model = model
 
     def embed(self, tokens: Sequence[int]) -> Array:
         """Return the rows [T, H] of tokens, fresh; the head only."""
         assert self._table is not None
-        return self._table[tokens]
+        return widened(self._table[tokens])
 
     def run(self, rows: Array, positions: Sequence[int], caches: Sequence[RowCache]) -> None:
         """Run rows [M, H], the next of each sequence, at `positions`, through the layers; in place."""
@@ -158,13 +160,13 @@ def _layer(model: Llama, layer: int) -> _Layer:
     head_norms = (attention.q_norm, attention.k_norm) if model.config.head_norm else ()
     return _Layer(
         norms=(_array(part.input_layernorm.weight), _array(part.post_attention_layernorm.weight)),
-        inputs=tuple(_array(projection.weight) for projection in inputs),
+        inputs=tuple(_matrix(projection.weight) for projection in inputs),
         input_biases=tuple(_bias(projection) for projection in inputs),
         head_norms=tuple(_array(norm.weight) for norm in head_norms),
-        output=_array(attention.o_proj.weight),
+        output=_matrix(attention.o_proj.weight),
         output_bias=_bias(attention.o_proj),
         forward=tuple(
-            _array(projection.weight)
+            _matrix(projection.weight)
             for projection in (forward.gate_proj, forward.up_proj, forward.down_proj)
         ),
     )
@@ -176,10 +178,15 @@ def _bias(projection: torch.nn.Linear) -> Array:
 
 def _head(model: Llama) -> tuple[Array, Array]:
     table = model.model.embed_tokens.weight if model.config.tied_embeddings else model.lm_head.weight
-    return _array(model.model.norm.weight), _array(table)
+    return _array(model.model.norm.weight), _matrix(table)
+
+
+def _matrix(parameter: torch.Tensor) -> Array:
+    """Return a matrix as the kernels take it: half precision as int16."""
+    array = _array(parameter)
+    return array.view(np.int16) if array.dtype == np.float16 else array
 
 
 def _array(parameter: torch.Tensor) -> Array:
     """Return a parameter's memory as the kernels take it; copied only if it is not in order or read-only."""
-    array = parameter.detach().numpy()
-    return np.require(array, dtype=np.float32, requirements=["C", "A", "W"])
+    return np.require(as_array(parameter), requirements=["C", "A", "W"])

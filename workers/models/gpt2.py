@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from workers.models.chain import Cache, Chain, attend
 from workers.models.gpt2_config import Gpt2Config
+from workers.models.precision import linear, linear_transposed
 
 
 class Projection(nn.Module):
@@ -23,7 +24,7 @@ class Projection(nn.Module):
         self.bias = nn.Parameter(torch.empty(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight + self.bias
+        return linear_transposed(x, self.weight, self.bias)
 
 
 class Attention(nn.Module):
@@ -95,7 +96,7 @@ class Gpt2(Chain):
         """Return the rows [..., T, H] of tokens [..., T] at `positions`, without them from 0 on."""
         if positions is None:
             positions = torch.arange(tokens.shape[-1], device=tokens.device)
-        return self.transformer.wte(tokens) + self.transformer.wpe(positions)
+        return self.transformer.wte(tokens).float() + self.transformer.wpe(positions).float()
 
     def run_layers(self, x: Tensor, *, position: int = 0, cache: Cache | None = None) -> Tensor:
         """Run the layers held here over x [B, T, H], which `embed` has told where its rows stand."""
@@ -106,4 +107,4 @@ class Gpt2(Chain):
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits [..., V] of rows [..., H] that have passed all layers."""
         table = self.transformer.wte.weight if self.config.tied_embeddings else self.lm_head.weight
-        return functional.linear(self.transformer.ln_f(x), table)
+        return linear(self.transformer.ln_f(x), table)

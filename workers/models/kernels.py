@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from workers.compiling import compiled
+from workers.models.halves import widen
 
 Array = np.ndarray[Any, Any]
 _compiled = compiled("reassoc", "contract", "arcp", "nsz")
@@ -40,7 +41,7 @@ def multiply(matrix: Array, rows: Array, out: Array) -> None:
             a, b, c, d = _ZERO, _ZERO, _ZERO, _ZERO
             first, second, third, fourth = rows[done], rows[done + 1], rows[done + 2], rows[done + 3]
             for i in range(weights.shape[0]):
-                weight = weights[i]
+                weight = widen(weights[i])
                 a += weight * first[i]
                 b += weight * second[i]
                 c += weight * third[i]
@@ -51,14 +52,15 @@ def multiply(matrix: Array, rows: Array, out: Array) -> None:
             a, b = _ZERO, _ZERO
             first, second = rows[done], rows[done + 1]
             for i in range(weights.shape[0]):
-                a += weights[i] * first[i]
-                b += weights[i] * second[i]
+                weight = widen(weights[i])
+                a += weight * first[i]
+                b += weight * second[i]
             out[done, r], out[done + 1, r] = a, b
             done += 2
         if done < count:
             a, first = _ZERO, rows[done]
             for i in range(weights.shape[0]):
-                a += weights[i] * first[i]
+                a += widen(weights[i]) * first[i]
             out[done, r] = a
 
 

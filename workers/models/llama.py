@@ -18,6 +18,7 @@ from torch.nn import functional
 from workers.models.chain import Cache, Chain, attend
 from workers.models.errors import BrokenModel
 from workers.models.llama_config import LlamaConfig, RopeScaling
+from workers.models.precision import linear
 
 
 class RmsNorm(nn.Module):
@@ -95,6 +96,13 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-high, low), dim=-1) * sin
 
 
+class Linear(nn.Linear):
+    """A linear map whose weight may be held in 16 bits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
 class Attention(nn.Module):
     """Causal self-attention with grouped key/value heads."""
 
@@ -102,10 +110,10 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         queries, keys = config.heads * config.head_size, config.kv_heads * config.head_size
-        self.q_proj = nn.Linear(config.hidden_size, queries, bias=config.input_bias)
-        self.k_proj = nn.Linear(config.hidden_size, keys, bias=config.input_bias)
-        self.v_proj = nn.Linear(config.hidden_size, keys, bias=config.input_bias)
-        self.o_proj = nn.Linear(queries, config.hidden_size, bias=config.output_bias)
+        self.q_proj = Linear(config.hidden_size, queries, bias=config.input_bias)
+        self.k_proj = Linear(config.hidden_size, keys, bias=config.input_bias)
+        self.v_proj = Linear(config.hidden_size, keys, bias=config.input_bias)
+        self.o_proj = Linear(queries, config.hidden_size, bias=config.output_bias)
         norms = (RmsNorm(config.head_size, config.norm_epsilon) for _ in range(2))
         self.q_norm, self.k_norm = norms if config.head_norm else (nn.Identity(), nn.Identity())
 
@@ -129,9 +137,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.feed_forward_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.feed_forward_size, bias=False)
-        self.down_proj = nn.Linear(config.feed_forward_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.feed_forward_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.feed_forward_size, bias=False)
+        self.down_proj = Linear(config.feed_forward_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -167,12 +175,12 @@ class Llama(Chain):
             self.model.embed_tokens = nn.Embedding(config.vocabulary_size, config.hidden_size)
             self.model.norm = RmsNorm(config.hidden_size, config.norm_epsilon)
             if not config.tied_embeddings:
-                self.lm_head = nn.Linear(config.hidden_size, config.vocabulary_size, bias=False)
+                self.lm_head = Linear(config.hidden_size, config.vocabulary_size, bias=False)
         self.rotary = Rotary(config)
 
     def embed(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """Return the rows [..., T, H] of tokens [..., T], wherever they stand."""
-        return self.model.embed_tokens(tokens)
+        return self.model.embed_tokens(tokens).float()
 
     def run_layers(self, x: Tensor, *, position: int = 0, cache: Cache | None = None) -> Tensor:
         """Run the layers held here over x [B, T, H], whose first row stands at `position`."""
@@ -184,4 +192,4 @@ class Llama(Chain):
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits [..., V] of rows [..., H] that have passed all layers."""
         table = self.model.embed_tokens.weight if self.config.tied_embeddings else self.lm_head.weight
-        return functional.linear(self.model.norm(x), table)
+        return linear(self.model.norm(x), table)

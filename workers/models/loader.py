@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from workers.models.chain import Chain, check_parameters
 from workers.models.config import parse_config
 from workers.models.errors import BrokenModel, UnsupportedModel
 from workers.models.model_config import ModelConfig, parameter_shapes
+from workers.models.precision import as_array, dtype_of
 from workers.models.split import build
 
 CONFIG_FILE = "config.json"
@@ -63,8 +64,9 @@ def read_parameters(
     first_layer: int = 0,
     end_layer: int | None = None,
     head: bool = True,
+    compute: str = "fp32",
 ) -> dict[str, Tensor]:
-    """Read the parameters of layers [first_layer, end_layer), and the head's if asked, as fp32.
+    """Read the parameters of layers [first_layer, end_layer), and the head's if asked, as they will be held.
 
     Names, shapes and types are checked in the files' headers before anything is read.
 
@@ -73,7 +75,7 @@ def read_parameters(
         UnsupportedModel: a tensor is quantised.
     """
     expected = parameter_shapes(config, first_layer=first_layer, end_layer=end_layer, head=head)
-    return _read(Path(folder), expected, prefix=config.prefix)
+    return _read(Path(folder), expected, prefix=config.prefix, held=dtype_of(compute))
 
 
 def read_whole(folder: Path | str, found: Architecture) -> dict[str, Tensor]:
@@ -96,13 +98,19 @@ def check_folder(folder: Path | str, shapes: Mapping[str, tuple[int, ...]], *, p
             _check_headers(file, names, shapes, path)
 
 
-def _read(folder: Path, expected: Mapping[str, tuple[int, ...]], *, prefix: str = "") -> dict[str, Tensor]:
+def _read(
+    folder: Path,
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    prefix: str = "",
+    held: torch.dtype = torch.float32,
+) -> dict[str, Tensor]:
     parameters: dict[str, Tensor] = {}
     for path, names in _files_of(folder, expected, prefix).items():
         with _opened(path) as file:
             _check_headers(file, names, expected, path)
             for name, stored in names.items():
-                parameters[name] = file.get_tensor(stored).to(torch.float32)
+                parameters[name] = file.get_tensor(stored).to(held)
     return {name: parameters[name] for name in expected}
 
 
@@ -146,11 +154,34 @@ def write_folder(
 
 
 def digest(parameters: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256, hex, over the parameters in order of name: name, then little-endian fp32 bytes."""
+    """Return the SHA-256, hex, over the parameters in order of name: name, then little-endian bytes."""
     state = hashlib.sha256()
     for name in sorted(parameters):
         state.update(name.encode())
-        state.update(parameters[name].detach().to(torch.float32).contiguous().numpy().data)
+        state.update(as_array(parameters[name].contiguous()).data)
+    return state.hexdigest()
+
+
+def digest_of_folder(folder: Path | str, found: Architecture) -> str:
+    """Return the `digest` of a folder's parameters in fp32; a tensor at a time, so it takes little memory.
+
+    Raises:
+        BrokenModel, UnsupportedModel: as `read_parameters`.
+    """
+    state = hashlib.sha256()
+    places = {
+        name: (path, stored)
+        for path, names in _files_of(Path(folder), found.shapes, found.prefix).items()
+        for name, stored in names.items()
+    }
+    check_folder(folder, found.shapes, prefix=found.prefix)
+    with ExitStack() as stack:
+        paths = {path for path, _ in places.values()}
+        files = {path: stack.enter_context(_opened(path)) for path in paths}
+        for name in sorted(places):
+            path, stored = places[name]
+            state.update(name.encode())
+            state.update(files[path].get_tensor(stored).to(torch.float32).contiguous().numpy().data)
     return state.hexdigest()
 
 

@@ -38,6 +38,8 @@ def build(
 ) -> Chain:
     """Make the model, or a part of it, around given parameters without copying them.
 
+    Matrices may be held in 16 bits; what is added or multiplied number by number is few and held in fp32.
+
     Raises:
         BrokenModel: parameters are missing, unknown, or not of the shape that the configuration gives.
     """
@@ -45,5 +47,9 @@ def build(
     check_parameters(expected, {name: tuple(value.shape) for name, value in parameters.items()})
     with torch.device("meta"):
         model = make(config, first_layer=first_layer, end_layer=end_layer, head=head)
-    model.load_state_dict({name: parameters[name] for name in expected}, strict=True, assign=True)
+    held = {
+        name: parameters[name].float() if len(shape) == 1 else parameters[name]
+        for name, shape in expected.items()
+    }
+    model.load_state_dict(held, strict=True, assign=True)
     return model

@@ -50,6 +50,14 @@ def test_any_cut_does_without_the_compiled_kernels(family, parts, monkeypatch):
     check(Case(family=family, seed=0, **parts))
 
 
+@pytest.mark.parametrize("compute", ["bf16", "fp16"])
+@pytest.mark.parametrize("family", correct.FAMILIES)
+@settings(parent=FEW, max_examples=4)
+@given(parts=PARTS)
+def test_parameters_of_16_bits_say_what_transformers_says_with_the_same_ones(family, compute, parts):
+    check(Case(family=family, seed=0, compute=compute, **parts))
+
+
 CASE = Case(family="llama", seed=0, cuts=(2,), head="first layers", requests=(((1, 2, 3), 6), ((9,), 6)))
 
 

@@ -34,7 +34,7 @@ class FourLayers:
             parameter_bytes=1640, digest="d1", layers=4, context_tokens=64,
         )  # fmt: skip
 
-    def graph(self, model):
+    def graph(self, model, *, wire):
         return transformer_graph(
             name=model.name, digest="d1", layer_parameters=(100,) * 4, head_parameters=10,
             vocabulary=5, hidden=2, kv_width=1,
@@ -356,3 +356,19 @@ def test_a_head_that_does_not_answer_is_unavailable(world):
     )
     with pytest.raises(Unavailable, match="busy"):
         world.complete(deployment)
+
+
+def test_nodes_are_told_how_to_hold_and_to_send(world):
+    probed = []
+
+    def probe(_node, fields, _tensors):
+        probed.append(fields["compute"])
+        return world.answer({"decode_s": 0.001, "prefill_s_per_token": 0.0005})
+
+    world.pool.answers["probe.layer"] = probe
+    for compute, model in (("bf16", "d1:bf16"), ("fp32", "d1")):
+        world.prepared.clear()
+        world.deploy(compute=compute, wire="int8")
+        told = {(fields["model"], fields["compute"], fields["wire"]) for _, fields, _ in world.prepared}
+        assert told == {(model, compute, "int8")}
+    assert probed == ["bf16"] * len(NODES) + ["fp32"] * len(NODES)

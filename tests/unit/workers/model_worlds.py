@@ -116,7 +116,9 @@ class WatchedChannel(MemoryChannel):
 class Ring(HostRing):
     """A ring of the tiny model whose nodes can be unreachable, or deaf to what others send."""
 
-    def __init__(self, names: str = "abc", *, model: Chain | None = None, **profile_changes: Any) -> None:
+    def __init__(
+        self, names: str = "abc", *, model: Chain | None = None, compute: str = "fp32", **profile_changes: Any
+    ) -> None:
         self.model = model or tiny_model()
         self.unreachable: set[str] = set()
         self.deaf: set[str] = set()
@@ -125,7 +127,12 @@ class Ring(HostRing):
             num_hidden_layers=self.model.config.layers,
         )
         super().__init__(
-            names, document, self.model.state_dict(), tokenizer_json(), device=profile(**profile_changes)
+            names,
+            document,
+            self.model.state_dict(),
+            tokenizer_json(),
+            device=profile(**profile_changes),
+            compute=compute,
         )
         self.config = self.model.config
 

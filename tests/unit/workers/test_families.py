@@ -286,3 +286,21 @@ def test_layers_of_a_bare_folder_are_read_by_themselves(folder, tmp_path):
         found = models.shard(read(models, copy), **where)
         assert found.keys() == expected.keys()
         assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("folder", ["gpt2", "qwen3"], indirect=True)
+def test_what_a_model_costs_follows_from_how_it_is_held_and_sent(folder, tmp_path):
+    models = store(tmp_path)
+    model = read(models, folder)
+    half = model.held_in("bf16")
+    whole, small = models.graph(model, wire="fp32"), models.graph(half, wire="int8")
+    for before, after in zip((*whole.layers, whole.head), (*small.layers, small.head), strict=True):
+        assert after.parameter_bytes * 2 == before.parameter_bytes
+        assert (before.activation_bytes, after.activation_bytes) == (4 * 32, 32 + 4)
+    assert [layer.kv_bytes_per_token for layer in small.layers] == [
+        layer.kv_bytes_per_token for layer in whole.layers
+    ]
+    assert half.digest != model.digest == half.digest.removesuffix(":bf16")
+    shard = models.shard(half, first_layer=0, end_layer=1, head=False)
+    assert {array.dtype for array in shard.values()} == {np.dtype(np.uint16)}
+    assert sum(array.nbytes for array in shard.values()) == small.layers[0].parameter_bytes

@@ -10,10 +10,11 @@ import torch
 from model_worlds import TINY, random_parameters, tiny_folder
 from safetensors.torch import load_file, save_file
 
+from workers.models.architecture import architecture
 from workers.models.config import parse_config
 from workers.models.embedded import tokenizer_json
 from workers.models.errors import BrokenModel, UnsupportedModel
-from workers.models.loader import digest, load, read_config, read_parameters, write_folder
+from workers.models.loader import digest, digest_of_folder, load, read_config, read_parameters, write_folder
 from workers.models.model_config import parameter_shapes
 
 CONFIG = parse_config(TINY)
@@ -63,6 +64,24 @@ def test_half_precision_is_read_as_fp32(tmp_path: Path, dtype: torch.dtype) -> N
     read = read_parameters(folder, CONFIG)["model.norm.weight"]
     assert read.dtype == torch.float32
     assert torch.equal(read, half.float())
+
+
+@pytest.mark.parametrize(("compute", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_a_folder_is_read_as_it_will_be_held(tmp_path: Path, compute: str, dtype: torch.dtype) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    half = {name: value.to(dtype) for name, value in random_parameters(CONFIG).items()}
+    replace_tensors(folder, **half)
+    read = read_parameters(folder, CONFIG, compute=compute)
+    assert all(torch.equal(read[name], half[name]) and read[name].dtype == dtype for name in half)
+
+
+def test_the_digest_of_a_folder_is_that_of_its_parameters_in_fp32(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    half = random_parameters(CONFIG)["model.norm.weight"].to(torch.bfloat16)
+    replace_tensors(folder, **{"model.norm.weight": half})
+    split_in_two(folder)
+    expected = digest(read_parameters(folder, CONFIG))
+    assert digest_of_folder(folder, architecture(TINY)) == expected
 
 
 def test_folders_of_transformers_are_read(tmp_path: Path) -> None:
