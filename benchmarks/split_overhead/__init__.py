@@ -20,6 +20,9 @@ this process and has the last core, which with two cores it shares with every se
 - `correct`: random cuts of small models of every family into 2 to 6 stages, 1 to 32 requests at once; every
   token is compared with those of the unsplit model and of the transformers library (rows: `tokens` compared,
   `ties`, `differences`). Here the shard hosts are in one process, and frames go between them as bytes.
+- `compute`: tokens/s of one worker that holds the parameters in fp32, bf16 or fp16.
+- `wire`: bytes per token and hop, error of the rows and share of unchanged tokens where rows are sent in
+  fp32, fp16 or int8, over 3 stages.
 
 Everything of ours is the product: agents, links, shard hosts, and the pool of the orchestrator. What is
 compared takes turns, a run of each at a time, and the first of a pair changes from pair to pair.

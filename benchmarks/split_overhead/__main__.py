@@ -17,7 +17,7 @@ import benchmarks.split_overhead as package
 from benchmarks import envelope, environments
 from benchmarks.split_overhead import figures
 
-PARTS = ("single", "stages", "batch", "hop", "networks", "correct")
+PARTS = ("single", "stages", "batch", "hop", "networks", "correct", "compute", "wire")
 
 
 def main() -> int:

@@ -14,6 +14,7 @@ STAGES = (2, 3, 4)
 _FIGURES = {
     ("hop", None): ("hop_us", "us"),
     ("correct", None): ("tokens", "tokens per case"),
+    ("wire", None): ("bytes_per_hop", "bytes per token and hop"),
     (limits.PART, "decode"): ("median_over_limit", "x the limit"),
     (limits.PART, "prompt"): ("over_limit", "x the limit"),
     (limits.PART, None): ("use_of_rate", "x the link's rate"),

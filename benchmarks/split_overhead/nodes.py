@@ -31,6 +31,7 @@ from workers.device import DeviceProfile
 from workers.models.config import parse_config
 from workers.models.loader import digest
 from workers.models.model_config import parameter_shapes
+from workers.models.precision import as_array, dtype_of
 from workers.shard import ShardHost
 
 _ADDRESS = "127.0.0.1"
@@ -116,8 +117,11 @@ class Workers:
         document: dict[str, Any],
         parameters: dict[str, torch.Tensor],
         ranges: Sequence[tuple[int, int]],
+        *,
+        compute: str = "fp32",
     ) -> None:
         """Put layers [first, end) of `ranges` on the first workers, the head on the first of all."""
+        parameters = {key: value.to(dtype_of(compute)) for key, value in parameters.items()}
         whole, nodes = digest(parameters), self.names[: len(ranges)]
         config = parse_config(document)
         for place, (node, (first, end)) in enumerate(zip(nodes, ranges, strict=True)):
@@ -138,8 +142,9 @@ class Workers:
                 "context_tokens": config.context_tokens,
                 "request_timeout_s": 30.0,
                 "ring_nodes": len(nodes),
+                "compute": compute,
             }
-            tensors = {key: parameters[key].numpy() for key in shapes}
+            tensors = {key: as_array(parameters[key]) for key in shapes}
             self._ask(node, "bulk", "shard.prepare", fields, tensors)
         for node in reversed(nodes):
             self._ask(node, "control", "shard.commit", {"deployment": name, "epoch": 1})

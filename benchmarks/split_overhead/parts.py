@@ -16,8 +16,9 @@ import torch
 
 from benchmarks import environments
 from benchmarks.round_overhead import arms
-from benchmarks.split_overhead import correct, emulated_link, figures, hop, model, networks
+from benchmarks.split_overhead import correct, emulated_link, figures, hop, model, networks, wires
 from benchmarks.split_overhead.nodes import Workers
+from workers.models.precision import COMPUTE
 
 _PEERS = Path(__file__).parent / "peers"
 _REQUESTS = 8
@@ -123,6 +124,22 @@ class Bench:
         torch.set_num_threads(1)
         return correct.rows(self._options.seed, 1 if self._options.quick else self._options.cases)
 
+    def compute(self) -> list[dict[str, Any]]:
+        """Compare parameters of 16 bits with those of 32, on one worker."""
+        with self._workers(1) as workers:
+            for held in COMPUTE:
+                self._deploy(workers, held, 1, compute=held)
+                self._one_request(workers, held)
+            runs = {held: lambda held=held: self._one_request(workers, held) for held in COMPUTE}
+            return self._paired("compute", **runs)
+
+    def wire(self) -> list[dict[str, Any]]:
+        """Tell what each precision of the wire saves and costs."""
+        torch.set_num_threads(1)
+        found = wires.rows(self._document, self._parameters, tokens=self._tokens, seed=self._options.seed)
+        self._notes += filter(None, [wires.note(found)])
+        return found
+
     @cached_property
     def _parameters(self) -> dict[str, torch.Tensor]:
         return model.parameters(self._document, seed=self._options.seed)
@@ -134,12 +151,18 @@ class Bench:
         return Workers(self._folder / f"workers-{self._started}", cores, **more)
 
     def _deploy(
-        self, workers: Workers, name: str, count: int, *, ranges: Sequence[tuple[int, int]] | None = None
+        self,
+        workers: Workers,
+        name: str,
+        count: int,
+        *,
+        ranges: Sequence[tuple[int, int]] | None = None,
+        compute: str = "fp32",
     ) -> None:
         layers = self._document["num_hidden_layers"]
         cuts = [layers * place // count for place in range(count + 1)]
         even = list(itertools.pairwise(cuts))
-        workers.deploy(name, self._document, self._parameters, ranges or even)
+        workers.deploy(name, self._document, self._parameters, ranges or even, compute=compute)
 
     def _even_work(self) -> list[tuple[int, int]]:
         """Cut in two where both halves read the same number of bytes, the LM head counted."""

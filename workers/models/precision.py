@@ -8,6 +8,7 @@ Numpy has no bfloat16: where arrays carry one, on the wire too, it is the uint16
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -64,18 +65,35 @@ def all_finite(tensor: Tensor) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return x [..., I] times the transpose of weight [O, I], plus bias [O], in the precision of x."""
+    """Return x [..., I] times the transpose of weight [O, I], plus bias [O], in the precision of x.
+
+    A weight of another precision is widened piece by piece, always in the same memory; without gradients.
+    """
     if weight.dtype == x.dtype:
         return functional.linear(x, weight, bias)
-    blocks = weight.split(max(1, _BLOCK_NUMBERS // weight.shape[1]))
-    out = torch.cat([functional.linear(x, block.to(x.dtype)) for block in blocks], dim=-1)
-    return out if bias is None else out + bias
+    out = x.new_empty((*x.shape[:-1], len(weight)))
+    start = 0
+    for piece in _widened_pieces(weight, x.dtype):
+        out[..., start : start + len(piece)] = functional.linear(x, piece)
+        start += len(piece)
+    return out if bias is None else out.add_(bias)
 
 
 def linear_transposed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return x [..., I] times weight [I, O], plus bias [O], in the precision of x."""
+    """Return x [..., I] times weight [I, O], plus bias [O], in the precision of x; as `linear` otherwise."""
     if weight.dtype == x.dtype:
         return x @ weight + bias
-    size = max(1, _BLOCK_NUMBERS // weight.shape[1])
-    pairs = zip(x.split(size, dim=-1), weight.split(size), strict=True)
-    return sum((part @ block.to(x.dtype) for part, block in pairs), bias)
+    out = bias.expand(*x.shape[:-1], -1).clone()
+    start = 0
+    for piece in _widened_pieces(weight, x.dtype):
+        out += x[..., start : start + len(piece)] @ piece
+        start += len(piece)
+    return out
+
+
+def _widened_pieces(weight: Tensor, wide: torch.dtype) -> Iterator[Tensor]:
+    """Yield the rows of a matrix, some at a time, in memory that the next ones are put into."""
+    rows = max(1, _BLOCK_NUMBERS // weight.shape[1])
+    held = torch.empty((min(rows, len(weight)), weight.shape[1]), dtype=wide, device=weight.device)
+    for piece in weight.split(rows):
+        yield held[: len(piece)].copy_(piece)

@@ -47,15 +47,22 @@ def test_both_hops_of_a_round_are_told_apart() -> None:
 
 def test_a_quick_run_measures_every_part_on_loopback_and_writes_its_file(tmp_path: Path) -> None:
     path = tmp_path / "split.json"
-    parts = [word for part in ("single", "stages", "batch", "hop", "correct") for word in ("--part", part)]
+    parts = [
+        word
+        for part in ("single", "stages", "batch", "hop", "correct", "compute", "wire")
+        for word in ("--part", part)
+    ]
     command = [sys.executable, "-m", "benchmarks.split_overhead", "--quick", *parts, "--json", str(path)]
     done = subprocess.run([*command, "--cache", str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     result = json.loads(path.read_text())
     assert {row["part"] for row in result["rows"]} == {
-        "single", "stages 2", "stages 3", "stages 4", "batch", "hop", "correct",
+        "single", "stages 2", "stages 3", "stages 4", "batch", "hop", "correct", "compute", "wire",
     }  # fmt: skip
     unknown = [target["name"] for target in result["targets"] if target["value"] is None]
     assert [name for name in unknown if not name.startswith("networks")] == ["single_over_llamacpp"]
     assert "llamacpp not run" in result["profile"]["notes"][0]
     assert next(target for target in result["targets"] if target["name"] == "correct_differences")["met"]
+    sent = {row["arm"]: row for row in result["rows"] if row["part"] == "wire"}
+    assert sent["int8"]["bytes_per_hop"] < sent["fp16"]["bytes_per_hop"] < sent["fp32"]["bytes_per_hop"]
+    assert sent["fp32"]["row_rms_error"] == 0 < sent["fp16"]["row_rms_error"] < sent["int8"]["row_rms_error"]
