@@ -79,3 +79,9 @@ def unpacked(tensors: Mapping[str, Array], wire: str, hidden: int) -> Array:
         with np.errstate(over="ignore", invalid="ignore"):
             rows *= (scale / _MOST)[:, None]
     return rows
+
+
+def not_finite(wire: str) -> str:
+    """Say why a request ends whose rows are not finite at its end."""
+    way_out = "; rows beyond 65504 do not fit wire fp16: deploy with fp32 or int8" if wire == "fp16" else ""
+    return f"the model's output is not finite: a node sent broken rows{way_out}"

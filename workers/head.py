@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from workers import ring_frames
+from workers import activations, ring_frames
 from workers.kv_cache import CacheError
 from workers.models.tokenizer import TextStream
 from workers.sampling import GREEDY, Choice, Sampling
@@ -329,7 +329,7 @@ class Head:
 
     def _take_token(self, generation: Generation, stage: Stage, choice: Choice) -> None:
         if not math.isfinite(choice.margin):
-            self._end(generation, "error", "the model's output is not finite: a node sent broken rows")
+            self._end(generation, "error", activations.not_finite(stage.assignment.wire))
             return
         generation.tokens.append(choice.token)
         finish = self._finish_reason(generation, stage, choice.token)

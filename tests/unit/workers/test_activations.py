@@ -163,3 +163,17 @@ def test_a_model_held_in_16_bits_takes_half_the_memory() -> None:
         finally:
             ring.close()
     assert taken["bf16"] * 2 == taken["fp32"]
+
+
+@pytest.mark.parametrize(("wire", "reason"), [("fp16", "do not fit wire fp16"), ("int8", "length")])
+def test_rows_that_do_not_fit_end_their_request_with_the_way_out(wire: str, reason: str) -> None:
+    ring = Ring()
+    try:
+        name = "model.layers.1.mlp.down_proj.weight"
+        ring.parameters[name] = ring.parameters[name] * 1e5
+        ring.deploy(THREE, wire=wire)
+        ring.generate("a", "r")
+        done = ring.wait_done("r")
+        assert reason in done["detail"] or reason == done["finish_reason"]
+    finally:
+        ring.close()
