@@ -38,6 +38,8 @@ def main() -> int:
             rows += getattr(bench, part)()
             if part == "correct":
                 notes += filter(None, [figures.ties(rows)])
+            if part == "batch":
+                notes += filter(None, [figures.attainable(rows)])
             envelope.write(options.json, _result(options, rows, notes, cores))
     _show(figures.summary(rows), figures.targets(rows), notes)
     return 0

@@ -47,6 +47,21 @@ def targets(rows: Sequence[Row]) -> list[Target]:
     ]
 
 
+def attainable(rows: Sequence[Row]) -> str | None:
+    """Say what a ring of two with a batch could reach; None if that was not measured.
+
+    Each of its stages has half of the requests at a time and half of the layers, so that two stages that
+    never wait make twice the tokens/s that one worker makes with half of the requests.
+    """
+    half, reached = ratio(rows, "batch", "half", "one"), ratio(rows, "batch", "split", "half")
+    if half is None or reached is None:
+        return None
+    return (
+        f"batch: two stages that never wait would make {2 * half:.2f} times the tokens/s of one, since each "
+        f"has half of the batch at a time; of that, {reached / 2:.0%} were reached"
+    )
+
+
 def ratio(rows: Sequence[Row], part: str, arm: str, base: str) -> float | None:
     """Return the median over pairs of one arm's tokens/s through the other's; None without pairs."""
     speeds = {

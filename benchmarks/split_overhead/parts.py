@@ -76,7 +76,7 @@ class Bench:
         return rows
 
     def batch(self) -> list[dict[str, Any]]:
-        """Compare a ring of 2 with one worker under 8 requests at once."""
+        """Compare a ring of 2 with one worker under 8 requests at once; and under 4, as a stage has them."""
         with self._workers(2) as workers:
             self._deploy(workers, "one", 1)
             self._deploy(workers, "split", 2, ranges=self._even_work())
@@ -85,6 +85,7 @@ class Bench:
             return self._paired(
                 "batch",
                 one=lambda: self._many_requests(workers, "one"),
+                half=lambda: self._many_requests(workers, "one", requests=_REQUESTS // 2),
                 split=lambda: self._many_requests(workers, "split"),
             )
 
@@ -181,7 +182,7 @@ class Bench:
             "margins": [fields["margin"] for fields in told],
         }
 
-    def _many_requests(self, workers: Workers, name: str) -> dict[str, Any]:
+    def _many_requests(self, workers: Workers, name: str, requests: int = _REQUESTS) -> dict[str, Any]:
         """Measure from when the last request has its first token to when the first has its last.
 
         Answers so short that they never all run at once are asked for again, twice as long.
@@ -189,7 +190,7 @@ class Bench:
         most = self._document["max_position_embeddings"] - len(model.PROMPT)
         tokens = self._tokens
         while tokens <= most:
-            answers = workers.generate(name, tokens=tokens, requests=_REQUESTS)
+            answers = workers.generate(name, tokens=tokens, requests=requests)
             since_s = max(told[0]["heard_s"] for told in answers)
             until_s = min(told[-1]["heard_s"] for told in answers)
             count = sum(since_s < fields["heard_s"] <= until_s for told in answers for fields in told)
@@ -197,7 +198,7 @@ class Bench:
                 return {"tokens_per_s": count / (until_s - since_s)}
             tokens *= 2
         raise RuntimeError(
-            f"{_REQUESTS} requests of up to {most} tokens never ran at once; the machine is too busy"
+            f"{requests} requests of up to {most} tokens never ran at once; the machine is too busy"
         )
 
     def _paired(self, part: str, **runs: Run) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ class ServingMetrics:
             model, registry=registry, buckets=_FIRST_TOKEN_S,
         )  # fmt: skip
         self.token = Histogram(
-            "utopia_time_per_output_token_seconds", "Between the tokens of an answer",
+            "utopia_time_per_output_token_seconds", "Between the tokens of an answer, at the head",
             model, registry=registry, buckets=_TOKEN_S,
         )  # fmt: skip
         self.request = Histogram(
@@ -99,7 +99,7 @@ class _Observed:
         now_s = metrics.now_s()
         metrics.tokens.labels(self._model).inc()
         if choice in self._last_s:
-            metrics.token.labels(self._model).observe(now_s - self._last_s[choice])
+            metrics.token.labels(self._model).observe(chunk["elapsed_s"])
         else:
             metrics.first_token.labels(self._model).observe(now_s - self._began_s)
         self._last_s[choice] = now_s

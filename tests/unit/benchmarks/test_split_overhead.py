@@ -29,6 +29,13 @@ def test_a_run_without_its_pair_is_not_compared() -> None:
     assert figures.ratio(rows, "single", "ours", "huggingface") is None
 
 
+def test_what_a_batch_could_reach_is_twice_what_half_of_it_makes_on_one() -> None:
+    rows = [row("batch", "one", 0, 800.0), row("batch", "half", 0, 500.0), row("batch", "split", 0, 900.0)]
+    assert "1.25 times" in str(figures.attainable(rows))
+    assert "90%" in str(figures.attainable(rows))
+    assert figures.attainable(rows[:2]) is None
+
+
 def test_an_unmeasured_target_is_not_met() -> None:
     assert not any(target.met for target in figures.targets([]))
 
