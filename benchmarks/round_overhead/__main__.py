@@ -27,7 +27,7 @@ _INSIDE = "UTOPIA_ROUND_OVERHEAD_INSIDE"
 _FLOWER_CLIENT_BYTES = 1 << 30
 _SPARE_BYTES = 2 << 30
 _WORKERS, _QUICK_WORKERS = 12, 3
-_MORE_WORKERS = 24
+_FEW_WORKERS, _MORE_WORKERS = 4, 24
 GROUPS = ("light", "flower plain", "flower tls", "memory")
 
 
@@ -87,7 +87,7 @@ def _plans(group: str, options: argparse.Namespace, folder: Path, failed: list[s
     """Say which arms of `group` take turns; at most one of them needs much memory."""
     quick, workers = options.quick, _QUICK_WORKERS if options.quick else _WORKERS
     if group == "memory":
-        counts = (workers, 2 * workers) if quick else (_WORKERS, _MORE_WORKERS)
+        counts = (workers, 2 * workers) if quick else (_FEW_WORKERS, _WORKERS, _MORE_WORKERS)
         return [arms.ours("tls", workers=count, quick=quick) for count in counts]
     own = [arms.ours(link, workers=workers, quick=quick) for link in ("plain", "tls")]
     floor = arms.gloo(workers=workers, quick=quick)
