@@ -23,6 +23,9 @@ this process and has the last core, which with two cores it shares with every se
 - `compute`: tokens/s of one worker that holds the parameters in fp32, bf16 or fp16.
 - `wire`: bytes per token and hop, error of the rows and share of unchanged tokens where rows are sent in
   fp32, fp16 or int8, over 3 stages.
+- `clients` (root): many clients (`--clients`, 200) that read streamed answers of a testbed's deployment over
+  three nodes for a while (`--seconds`, 60): errors, tokens lost or doubled by their indices, answers that
+  differ from an undisturbed request's, and how the memory of orchestrator and workers grows.
 
 Everything of ours is the product: agents, links, shard hosts, and the pool of the orchestrator. What is
 compared takes turns, a run of each at a time, and the first of a pair changes from pair to pair.

@@ -17,7 +17,7 @@ import benchmarks.split_overhead as package
 from benchmarks import envelope, environments
 from benchmarks.split_overhead import figures
 
-PARTS = ("single", "stages", "batch", "hop", "networks", "correct", "compute", "wire")
+PARTS = ("single", "stages", "batch", "hop", "networks", "correct", "compute", "wire", "clients")
 
 
 def main() -> int:
@@ -57,11 +57,19 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=9, help="pairs of runs of each comparison (default 9)")
     parser.add_argument("--seed", type=int, default=0, help="of parameters and random cases")
     parser.add_argument("--cases", type=int, default=20, help="of each family of `correct` (default 20)")
+    parser.add_argument("--clients", type=int, default=200, help="of the part clients (default 200)")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="that the clients go on asking (default 60)"
+    )
     environments.add_cache_option(parser)
     options = parser.parse_args()
     for name in ("pairs", "cases"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} is {getattr(options, name)}; it must be at least 1")
+    if not 1 <= options.clients <= 2000:
+        parser.error(f"--clients is {options.clients}; it must be 1 to 2000")
+    if not 1 <= options.seconds <= 600:
+        parser.error(f"--seconds is {options.seconds:g}; it must be 1 to 600")
     return options
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from benchmarks.split_overhead.cores import on_all_cores
 from topologies import checks, leftovers, shell, state
 from topologies.errors import TestbedError
 from topologies.links.emulator import LATE_LIMIT_MS
@@ -149,7 +150,7 @@ def emulated_link(*, seed: int) -> Iterator[EmulatedLink]:
         _connect_control(pids)
         for pid, data, control in zip(pids, DATA, CONTROL, strict=True):
             _configure(pid, data, control)
-        with _on_all_cores():
+        with on_all_cores():
             wiring.start_emulator()
         yield EmulatedLink(wiring, pids)
 
@@ -187,14 +188,3 @@ def _configure(pid: int, data: str, control: str) -> None:
 
 def _within(pid: int, script: str) -> list[str]:
     return ["nsenter", f"--net=/proc/{pid}/ns/net", "--", "sh", "-c", script]
-
-
-@contextmanager
-def _on_all_cores() -> Iterator[None]:
-    """Let what is started go wherever there is room, though this process may be bound to one core."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)

@@ -20,6 +20,13 @@ _FIGURES = {
     (limits.PART, None): ("use_of_rate", "x the link's rate"),
 }
 """What a part's rows measure, and in what; what is not listed, tokens/s."""
+_CLIENTS_LIMITS = {
+    "errors": 0,
+    "tokens_lost_or_doubled": 0,
+    "answers_that_differ": 0,
+    "memory_growth_most": 1.05,
+}
+"""Memory is called flat where no process grows by more than this from the middle third to the last."""
 _STAGES_LIMITS = {2: 0.97, 3: 0.95, 4: 0.92}
 
 
@@ -44,6 +51,15 @@ def targets(rows: Sequence[Row]) -> list[Target]:
         Target(name="hop_us", value=_hop_us(rows), op="<=", limit=80.0),
         *limits.targets(rows),
         Target(name="correct_differences", value=_differences(rows), op="==", limit=0),
+        *_client_targets(rows),
+    ]
+
+
+def _client_targets(rows: Sequence[Row]) -> list[Target]:
+    found = next((row for row in rows if row["part"] == "clients"), {})
+    return [
+        Target(name=f"clients_{name}", value=found.get(name), op="<=", limit=limit)
+        for name, limit in _CLIENTS_LIMITS.items()
     ]
 
 

@@ -16,7 +16,16 @@ import torch
 
 from benchmarks import environments
 from benchmarks.round_overhead import arms
-from benchmarks.split_overhead import correct, emulated_link, figures, hop, model, networks, wires
+from benchmarks.split_overhead import (
+    clients,
+    correct,
+    emulated_link,
+    figures,
+    hop,
+    model,
+    networks,
+    wires,
+)
 from benchmarks.split_overhead.nodes import Workers
 from workers.models.precision import COMPUTE
 
@@ -117,7 +126,7 @@ class Bench:
             self._parameters,
             quick=self._options.quick,
             seed=self._options.seed,
-            progress=lambda text: print(text, file=sys.stderr, flush=True),
+            progress=_tell,
         )
 
     def correct(self) -> list[dict[str, Any]]:
@@ -140,6 +149,15 @@ class Bench:
         found = wires.rows(self._document, self._parameters, tokens=self._tokens, seed=self._options.seed)
         self._notes += filter(None, [wires.note(found)])
         return found
+
+    def clients(self) -> list[dict[str, Any]]:
+        """Have many clients read streamed answers of a testbed's deployment at once."""
+        reason = emulated_link.lacking()
+        if reason is not None:
+            self._notes.append(f"clients not measured: {reason}")
+            return []
+        count, seconds = (8, 4.0) if self._options.quick else (self._options.clients, self._options.seconds)
+        return clients.measure(clients=count, seconds=seconds, seed=self._options.seed, progress=_tell)
 
     @cached_property
     def _parameters(self) -> dict[str, torch.Tensor]:
@@ -243,6 +261,10 @@ class Bench:
             return {"same_tokens": True}
         margin = ours["margins"][place]
         return {"same_tokens": margin < _CLEAR_MARGIN, "first_difference": place, "margin_there": margin}
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _in_turn(names: Mapping[str, Any], pair: int) -> list[str]:

@@ -38,12 +38,25 @@ class ServingMetrics:
         self.answers = Counter(
             "utopia_answers", "Answers by how they ended", [*model, "finish_reason"], registry=registry
         )
+        self.refused = Counter(
+            "utopia_requests_refused", "Requests that got no answer at all, by why",
+            [*model, "error"], registry=registry,
+        )  # fmt: skip
+        self.waiting = Gauge(
+            "utopia_requests_waiting", "Requests that have no token yet", model, registry=registry
+        )
         self.running = Gauge("utopia_requests_running", "Requests being answered", model, registry=registry)
 
     def started(self, model: str, start: Callable[[], Completion], *, choices: int) -> Completion:
         """Start a completion, with `choices` answers to each prompt; its chunks are counted as they pass."""
         began_s = self._clock()
-        return _Observed(self, model, start(), choices=choices, began_s=began_s)
+        with self.waiting.labels(model).track_inprogress():
+            try:
+                completion = start()
+            except Exception as error:
+                self.refused.labels(model, type(error).__name__).inc()
+                raise
+        return _Observed(self, model, completion, choices=choices, began_s=began_s)
 
     def now_s(self) -> float:
         """Read the clock."""
@@ -77,15 +90,21 @@ class _Observed:
     def chunks(self) -> Iterator[Json]:
         metrics, model = self._metrics, self._model
         metrics.prompt_tokens.labels(model).inc(sum(self.prompt_tokens[:: self._choices]))
-        running = metrics.running.labels(model)
+        running, waiting = metrics.running.labels(model), metrics.waiting.labels(model)
         running.inc()
+        waiting.inc()
         unfinished = set(range(len(self.prompt_tokens)))
         try:
             for chunk in self._completion.chunks():
+                waited = not self._last_s
                 self._count(chunk, unfinished)
+                if waited and self._last_s:
+                    waiting.dec()
                 yield chunk
         finally:
             running.dec()
+            if not self._last_s:
+                waiting.dec()
             metrics.request.labels(model).observe(metrics.now_s() - self._began_s)
             if unfinished:
                 metrics.answers.labels(model, "cancelled").inc(len(unfinished))

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 import queue
+import threading
 from collections.abc import Callable, Sequence
 
 from orchestrator.core.replicas import Replica, by_finish
-from orchestrator.errors import InvalidRequest, Unavailable, WorkerError, WorkerRefused
+from orchestrator.errors import InvalidRequest, Unavailable, WorkerError, WorkerRefused, WorkerTimeout
 from orchestrator.inference import messages as m
 from orchestrator.inference.asking import Asked
 from orchestrator.inference.generations import Completion, Generation, Generations
 from orchestrator.inference.run import DeploymentRun
-from orchestrator.ports import Ids, Json, WorkerPool
+from orchestrator.ports import Answer, Ids, Json, WorkerPool
 
 log = logging.getLogger(__name__)
 
 _GENERATE_TIMEOUT_S = 20.0
 _SILENCE_S = 120.0
 _CANCEL_TIMEOUT_S = 5.0
+_ASKED_AT_ONCE = 32
+"""Requests that a head is asked to begin at a time, half of what a worker takes of us; the others wait."""
 _SERVING = ("serving", "reconfiguring", "degraded")
 
 
@@ -37,6 +40,8 @@ class Serving:
         self._generations = generations
         self._ids = ids
         self._run_of = run_of
+        self._lock = threading.Lock()
+        self._turns: dict[str, threading.BoundedSemaphore] = {}
         pool.on_notification("tokens", self._on_tokens)
         pool.on_notification("done", generations.done)
         pool.on_notification("stalled", self._on_stalled)
@@ -92,7 +97,7 @@ class Serving:
         self._generations.add(generation)
         fields = {"deployment": deployment, "request": generation.request, **asked.fields()}
         try:
-            answer = self._pool.request(head, "control", "generate", fields, timeout_s=_GENERATE_TIMEOUT_S)
+            answer = self._in_turn(head, fields)
         except WorkerRefused as error:
             self._generations.remove(generation)
             raise _refusal(error) from error
@@ -102,6 +107,24 @@ class Serving:
         prompt_tokens = answer.fields.get("prompt_tokens")
         generation.prompt_tokens = prompt_tokens if isinstance(prompt_tokens, int) else 0
         return generation
+
+    def _in_turn(self, head: str, fields: Json) -> Answer:
+        """Ask a head to begin an answer, when it is this request's turn.
+
+        Raises:
+            WorkerError: it refused or did not answer, or its turn did not come.
+        """
+        with self._lock:
+            turn = self._turns.setdefault(head, threading.BoundedSemaphore(_ASKED_AT_ONCE))
+        if not turn.acquire(timeout=_GENERATE_TIMEOUT_S):
+            raise WorkerTimeout(
+                f"node {head} did not begin any of {_ASKED_AT_ONCE} requests within "
+                f"{_GENERATE_TIMEOUT_S:g} s; ask again later"
+            )
+        try:
+            return self._pool.request(head, "control", "generate", fields, timeout_s=_GENERATE_TIMEOUT_S)
+        finally:
+            turn.release()
 
     def _generation(
         self, deployment: str, head: str, *, choice: int, chunks: queue.SimpleQueue[Json]

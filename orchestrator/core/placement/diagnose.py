@@ -18,6 +18,13 @@ def infeasibility(problem: Problem, *, cuts: tuple[int, ...] | None = None) -> I
         found = check(problem, usable)
         if found is not None:
             return found
+    pairs, unusable = _unusable_paths(problem, usable)
+    if unusable:
+        return Infeasible(
+            "paths",
+            f"{len(unusable)} of {pairs} paths between nodes cannot be used, as {unusable[0]}; no ring over "
+            f"the others meets memory, trust and min_nodes {problem.min_nodes} together",
+        )
     same = f" with the cuts at layers {', '.join(map(str, cuts))}" if cuts is not None else ""
     return Infeasible(
         "search",
@@ -98,15 +105,19 @@ def _memory(problem: Problem, usable: Sequence[NodeState]) -> Infeasible | None:
 
 
 def _paths(problem: Problem, usable: Sequence[NodeState]) -> Infeasible | None:
-    if len(usable) < 2:
-        return None
-    pairs = [(a.name, b.name) for a in usable for b in usable if a is not b]
-    problems = [reason for pair in pairs if (reason := path_problem(problem.network.path(*pair)))]
-    if not problems or len(problems) < len(pairs) / 2:
+    pairs, unusable = _unusable_paths(problem, usable)
+    if not unusable or len(unusable) < pairs / 2:
         return None
     return Infeasible(
-        "paths", f"{len(problems)} of {len(pairs)} paths between nodes cannot be used, as {problems[0]}"
+        "paths", f"{len(unusable)} of {pairs} paths between nodes cannot be used, as {unusable[0]}"
     )
+
+
+def _unusable_paths(problem: Problem, usable: Sequence[NodeState]) -> tuple[int, list[str]]:
+    """Count the paths between nodes, and say what is wrong with those that cannot be used."""
+    pairs = [(a.name, b.name) for a in usable for b in usable if a is not b]
+    problems = [reason for pair in pairs if (reason := path_problem(problem.network.path(*pair)))]
+    return len(pairs), problems
 
 
 def _free_for(problem: Problem, node: NodeState, shard: Shard) -> int:

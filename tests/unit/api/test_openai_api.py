@@ -7,7 +7,7 @@ import json
 import pytest
 from orchestrator_fakes import FakeGeneration
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, Unavailable
 
 
 def token(text, number=5, **more):
@@ -310,6 +310,7 @@ def test_requests_tokens_and_their_times_are_counted_per_model(serving):
     answer = serving.http.post("/v1/completions", json={**COMPLETION, "stream": True}, buffered=False)
     next(iter(answer.response))
     assert 'utopia_requests_running{model="dep-1"} 1.0' in metrics(serving)
+    assert 'utopia_requests_waiting{model="dep-1"} 0.0' in metrics(serving), "it has a token"
     answer.close()
     text = metrics(serving)
     for line in (
@@ -323,6 +324,29 @@ def test_requests_tokens_and_their_times_are_counted_per_model(serving):
         'utopia_answers_total{finish_reason="cancelled",model="dep-1"} 1.0',
     ):
         assert line in text
+
+
+def test_requests_that_wait_and_those_that_are_refused_are_counted(serving):
+    seen = []
+
+    def chunks():
+        seen.append(metrics(serving))
+        yield token("a")
+        yield from ends("stop")
+
+    serving.say(token("a"))
+    serving.deployments.generation._chunks = chunks()
+    serving.http.post("/v1/completions", json=COMPLETION)
+    assert 'utopia_requests_waiting{model="dep-1"} 1.0' in seen[0], "no token yet"
+    assert 'utopia_requests_waiting{model="dep-1"} 0.0' in metrics(serving)
+
+    def refuse(_model, _asked):
+        raise Unavailable("busy")
+
+    serving.deployments.complete = refuse
+    assert serving.http.post("/v1/completions", json=COMPLETION).headers["Retry-After"] == "1"
+    assert 'utopia_requests_refused_total{error="Unavailable",model="dep-1"} 1.0' in metrics(serving)
+    assert 'utopia_requests_waiting{model="dep-1"} 0.0' in metrics(serving)
 
 
 def metrics(world):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from orchestrator.core.model import Measurement, PathMetrics, network
 from orchestrator.core.partition import transformer_graph
 from orchestrator.errors import Conflict, InvalidRequest, Unavailable, WorkerRefused
 from orchestrator.events import EventLog
+from orchestrator.inference import serving
 from orchestrator.inference.asking import Asked
 from orchestrator.inference.driver import SplitDeployments
 from orchestrator.inference.request import DeploymentRequest
@@ -372,3 +374,50 @@ def test_nodes_are_told_how_to_hold_and_to_send(world):
         told = {(fields["model"], fields["compute"], fields["wire"]) for _, fields, _ in world.prepared}
         assert told == {(model, compute, "int8")}
     assert probed == ["bf16"] * len(NODES) + ["fp32"] * len(NODES)
+
+
+def test_of_many_requests_at_once_those_beyond_what_a_head_takes_wait_their_turn(world):
+    deployment, _ = world.deploy()
+    asked, most, now = threading.Semaphore(0), [0], [0]
+    go_on = threading.Event()
+    answer = world.pool.answers["generate"]
+
+    def slow(node, fields, tensors):
+        with world.lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        asked.release()
+        assert go_on.wait(10)
+        with world.lock:
+            now[0] -= 1
+        return answer(node, fields, tensors)
+
+    world.pool.answers["generate"] = slow
+    with ThreadPoolExecutor(max_workers=100) as executor:
+        completions = [executor.submit(world.complete, deployment) for _ in range(100)]
+        for _ in range(32):
+            assert asked.acquire(timeout=10)
+        go_on.set()
+        assert len({completion.result(10).request for completion in completions}) == 100
+    assert most[0] == 32
+
+
+def test_a_turn_that_does_not_come_is_unavailable(world, monkeypatch):
+    monkeypatch.setattr(serving, "_ASKED_AT_ONCE", 1)
+    monkeypatch.setattr(serving, "_GENERATE_TIMEOUT_S", 0.05)
+    deployment, _ = world.deploy()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def stuck(*_):
+        begun.set()
+        assert go_on.wait(10)
+        return world.answer({"prompt_tokens": 3})
+
+    world.pool.answers["generate"] = stuck
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        first = executor.submit(world.complete, deployment)
+        assert begun.wait(10)
+        with pytest.raises(Unavailable, match="ask again later"):
+            world.complete(deployment)
+        go_on.set()
+        assert first.result(10).prompt_tokens == (3,)

@@ -161,6 +161,18 @@ def test_a_deployment_that_comes_before_the_measurements_waits_for_them() -> Non
     assert engine.state == "serving"
 
 
+def test_it_waits_too_while_only_some_paths_are_measured_and_no_ring_is_left() -> None:
+    engine = Engine(spec())
+    three = NODES[:3]
+    lacking = {("h1", "h2"), ("h2", "h1")}
+    ways = {pair: path for pair, path in the_network().paths.items() if pair not in lacking}
+    network = Network(taken_at_s=0.0, paths=ways)
+    instructions = feed(engine, m.DeployRequested(now_s=0.0, nodes=three, network=network))
+    assert states(instructions) == ["preparing"]
+    assert "2 of 6 paths between nodes cannot be used" in decisions(instructions)[0].reason
+    assert states(look(engine, 2.0, nodes=three)) == ["preparing"], "now it is placed"
+
+
 def test_it_does_not_wait_for_measurements_for_ever() -> None:
     engine = Engine(spec())
     feed(engine, m.DeployRequested(now_s=0.0, nodes=NODES, network=UNMEASURED))
