@@ -1,4 +1,4 @@
-"""The worker process: enrol, attach, tell how it is, carry commands to trainer and shards, come back.
+"""The worker process: join, tell how it is, carry commands to trainer and shards, come back.
 
 The main thread only attaches and sends heartbeats; commands and peers' frames are served in the channels'
 threads, and what the shards tell goes through an outbox with a thread of its own, so that nothing here
@@ -7,30 +7,26 @@ ever waits for torch.
 
 from __future__ import annotations
 
-import datetime
 import logging
 import os
-import random
-import secrets
 import signal
 import socket
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import psutil
 import torch
 
 from workers import config as configuration
-from workers import connections, link, tls
-from workers import identity as identities
+from workers import connections, link
 from workers.config import WorkerConfig
 from workers.device import DeviceProfile, Pacer
+from workers.device_profile import make_profile
 from workers.errors import (
     ChannelClosed,
     ConfigError,
@@ -42,24 +38,19 @@ from workers.errors import (
     RequestRefused,
     RequestTimeout,
     WireError,
-    WorkersError,
 )
-from workers.identity import Identity, Token
+from workers.identity import Identity
+from workers.joining import CONNECT_TIMEOUT_S, Joining, Session
 from workers.nic import PacketCounters
+from workers.outbox import Outbox
 from workers.shard import ShardHost
 from workers.trainer import Trainer
 from workers.wire import Frame
 
 logger = logging.getLogger(__name__)
-Result = TypeVar("Result")
 
 PEER_KINDS = frozenset({"activation", "activations", "release"})
 SHARD_KINDS = frozenset({"probe.layer", "generate", "cancel"})
-CONNECT_TIMEOUT_S = 10.0
-ATTACH_TIMEOUT_S = 20.0
-FIRST_PAUSE_S = 0.2
-LONGEST_PAUSE_S = 5.0
-OUTBOX_LIMIT = 8192
 STOP_PATIENCE_S = 3.0
 EXIT_CONFIG, EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_FAILED = 2, 3, 4, 1
 
@@ -84,74 +75,6 @@ class ShardHandler(CommandHandler, Protocol):
         """Name the shards held now, for the heartbeat."""
 
 
-class Outbox:
-    """Sends notifications in order over whatever control channel is open, and keeps them while none is."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._waiting: deque[tuple[str, Mapping[str, Any]]] = deque()
-        self._channel: link.Channel | None = None
-        self._closed = False
-        self._sending = False
-        self._thread = threading.Thread(target=self._send_all, name="outbox", daemon=True)
-        self._thread.start()
-
-    def put(self, kind: str, fields: Mapping[str, Any]) -> None:
-        """Send a notification or queue it; never waits. The oldest are given up when too many wait."""
-        with self._condition:
-            if self._sent_at_once(kind, fields):
-                return
-            if len(self._waiting) >= OUTBOX_LIMIT:
-                lost_kind, lost = self._waiting.popleft()
-                logger.warning(
-                    "%d notifications wait; the oldest is given up: %s %s", OUTBOX_LIMIT, lost_kind, lost
-                )
-            self._waiting.append((kind, fields))
-            self._condition.notify()
-
-    def use(self, channel: link.Channel | None) -> None:
-        """Send over `channel` from now on; None: keep until there is one."""
-        with self._condition:
-            self._channel = channel
-            self._condition.notify()
-
-    def close(self) -> None:
-        """Stop the thread; what waits is not sent."""
-        with self._condition:
-            self._closed = True
-            self._condition.notify()
-
-    def _sent_at_once(self, kind: str, fields: Mapping[str, Any]) -> bool:
-        """Send past the thread, cheaper than waking it, if nothing waits and the socket has room."""
-        if self._channel is None or self._waiting or self._sending or self._closed:
-            return False
-        try:
-            return self._channel.notify_at_once(kind, fields)
-        except (LinkError, WireError):
-            return False  # the thread will find out, and say so
-
-    def _send_all(self) -> None:
-        while True:
-            with self._condition:
-                self._sending = False
-                self._condition.wait_for(lambda: self._closed or (self._waiting and self._channel))
-                if self._closed:
-                    return
-                channel, (kind, fields) = self._channel, self._waiting.popleft()
-                self._sending = True
-            assert channel is not None
-            try:
-                channel.notify(kind, fields)
-            except (ChannelClosed, RequestTimeout) as error:
-                logger.info("%s waits for the next connection: %s", kind, error)
-                with self._condition:
-                    self._waiting.appendleft((kind, fields))
-                    if self._channel is channel:
-                        self._channel = None
-            except WireError:
-                logger.exception("notification %s cannot be sent", kind)
-
-
 class Agent:
     """One worker, from enrolment to its end; `run` in one thread, `stop` from any other."""
 
@@ -162,12 +85,11 @@ class Agent:
         *,
         make_trainer: Callable[[Pacer, Path | None], CommandHandler] = Trainer,
         make_shards: Callable[..., ShardHandler] = ShardHost,
+        obtain_identity: Callable[[], Identity] | None = None,
     ) -> None:
+        """`obtain_identity` replaces enrolment and what is stored of it."""
         self._config = config
         self._profile = profile
-        self._token = Token.parse(config.token) if config.token else None
-        self._token_used = False
-        self._identity: Identity | None = None
         self._pacer = Pacer(profile)
         self._trainer = make_trainer(self._pacer, config.local_data)
         self._outbox = Outbox()
@@ -183,8 +105,13 @@ class Agent:
         self._busy: str | None = None
         self._stopping = threading.Event()
         self._wake = threading.Event()
-        self._opening: link.Channel | None = None
-        self._last_connected_s = time.monotonic()
+        self._joining = Joining(
+            config,
+            profile,
+            handler=self._on_command,
+            on_close=lambda _channel, _reason: self._wake.set(),
+            obtain_identity=obtain_identity,
+        )
 
     def run(self) -> None:
         """Work until `stop`.
@@ -200,128 +127,32 @@ class Agent:
             stack.callback(self._shards.close)
             stack.callback(self._trainer.close)
             listening = stack.enter_context(_listen(*self._config.listen))
-            self._identity = self._patiently(self._obtain_identity)
-            if self._identity is None:
+            identity = self._joining.identify()
+            if identity is None:
                 return
             server = connections.serve(
                 listening,
-                self._identity.server_context(),
+                identity.server_context(),
                 handler=self._on_peer_frame,
                 inline_kinds=PEER_KINDS,
             )
             stack.callback(server.close, "the worker ends")
-            while (session := self._patiently(self._attach)) is not None:
-                self._stay(*session)
+            while (session := self._joining.attach()) is not None:
+                self._stay(session)
 
     def stop(self) -> None:
         """End `run` soon."""
         self._stopping.set()
         self._wake.set()
-        opening = self._opening
-        if opening is not None:  # an orchestrator that does not answer must not keep the worker
-            opening.close("the worker ends")
+        self._joining.stop()
 
-    def _patiently(self, attempt: Callable[[], Result]) -> Result | None:
-        """Repeat an attempt, pausing longer each time, until it succeeds; None when stopped."""
-        pause_s = FIRST_PAUSE_S
-        while not self._stopping.is_set():
-            try:
-                return attempt()
-            except (ConnectFailed, ChannelClosed, RequestTimeout) as error:
-                if self._stopping.is_set():
-                    break
-                away_s = time.monotonic() - self._last_connected_s
-                if away_s + pause_s > self._config.give_up_after_s:
-                    address, port = self._config.orchestrator
-                    raise ConnectFailed(
-                        f"orchestrator at {address}:{port} not reached for {away_s:.0f} s, given up: {error}"
-                    ) from error
-                logger.info("%s; next try in %.1f s", error, pause_s)
-            self._stopping.wait(pause_s * random.uniform(0.7, 1.3))  # so that many nodes do not try at once
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-        return None
-
-    def _obtain_identity(self) -> Identity:
-        config = self._config
-        now = datetime.datetime.now(datetime.UTC)
-        found = identities.stored(config.state_dir, config.node, token=self._token, now=now)
-        return found or self._enrol()
-
-    def _enrol(self) -> Identity:
-        config = self._config
-        if self._token is None:
-            raise EnrolmentError(
-                f"{config.state_dir} holds no usable certificate for {config.node!r} and no token was given; "
-                "have the operator make one and start the worker with --token"
-            )
-        address, port = config.orchestrator
-        identity = identities.enrol(
-            address,
-            port,
-            token=self._token,
-            node=config.node,
-            state_dir=config.state_dir,
-            timeout_s=CONNECT_TIMEOUT_S,
-        )
-        self._token_used = True
-        return identity
-
-    def _attach(self) -> tuple[link.Channel, link.Channel, float]:
-        """Open both channels to the orchestrator; answers (control, bulk, heartbeat interval)."""
-        session = secrets.token_hex(16)
-        control = self._open("control", session)
-        try:
-            bulk = self._open("bulk", session)
-        except WorkersError:
-            control[0].close("the bulk channel could not be opened")
-            raise
-        self._last_connected_s = time.monotonic()
-        logger.info("%s attached to %s", self._config.node, control[0])
-        return control[0], bulk[0], control[1]
-
-    def _open(self, name: str, session: str) -> tuple[link.Channel, float]:
-        assert self._identity is not None
-        channel = connections.connect(
-            *self._config.orchestrator,
-            context=self._identity.client_context(),
-            expected_name=tls.ORCHESTRATOR,
-            handler=self._on_command,
-            on_close=lambda _channel, _reason: self._wake.set(),
-            timeout_s=CONNECT_TIMEOUT_S,
-        )
-        self._opening = channel
-        if self._stopping.is_set():  # `stop` may have looked before
-            channel.close("the worker ends")
-        address, port = self._config.listen
-        fields = {
-            "channel": name,
-            "session": session,
-            "address": address,
-            "port": port,
-            "profile": self._profile.to_fields(),
-        }
-        try:
-            reply = channel.request("attach", fields, timeout_s=ATTACH_TIMEOUT_S)
-            return channel, _checked_interval_s(reply)
-        except RemoteError as error:
-            channel.close("attach was refused")
-            if self._token is None or self._token_used:
-                raise
-            logger.warning("the stored certificate was refused (%s): enrolling with the token", error)
-            self._identity = self._enrol()
-            raise ConnectFailed(f"attach refused before enrolment: {error}") from error
-        except WorkersError:
-            channel.close("attach failed")
-            raise
-        finally:
-            self._opening = None
-
-    def _stay(self, control: link.Channel, bulk: link.Channel, interval_s: float) -> None:
+    def _stay(self, session: Session) -> None:
         """Send heartbeats until a channel ends or the worker is stopped."""
+        control, bulk, interval_s = session.control, session.bulk, session.heartbeat_interval_s
         self._outbox.use(control)
         try:
             while not (self._stopping.is_set() or control.closed or bulk.closed):
-                self._last_connected_s = time.monotonic()
+                self._joining.note_connected()
                 try:
                     control.notify("heartbeat", self._heartbeat(), timeout_s=interval_s)
                 except RequestTimeout as error:
@@ -387,22 +218,16 @@ class Agent:
 
     def _dial_peer(self, node: str, address: str, port: int) -> link.Channel:
         """Open a channel to another node; raises ConnectFailed or IdentityMismatch."""
-        if self._identity is None:
+        identity = self._joining.identity
+        if identity is None:
             raise ConnectFailed(f"{node} at {address}:{port}: this worker has no certificate yet")
         return connections.connect(
             address,
             port,
-            context=self._identity.client_context(),
+            context=identity.client_context(),
             expected_name=node,
             timeout_s=CONNECT_TIMEOUT_S,
         )
-
-
-def _checked_interval_s(reply: Frame) -> float:
-    interval_s = reply.fields.get("heartbeat_interval_s")
-    if not isinstance(interval_s, int | float) or not 0.01 <= interval_s <= 3600:
-        raise LinkError(f"the orchestrator's heartbeat_interval_s is {interval_s!r}, not 0.01 to 3600")
-    return float(interval_s)
 
 
 def _listen(address: str, port: int) -> socket.socket:
@@ -412,35 +237,6 @@ def _listen(address: str, port: int) -> socket.socket:
         raise ConfigError(
             f"cannot listen on {address}:{port}: {error.strerror}; give a free address of this node"
         ) from error
-
-
-def make_profile(config: WorkerConfig) -> DeviceProfile:
-    """Describe this device; what the configuration leaves open is measured."""
-    return DeviceProfile(
-        device="cuda" if torch.cuda.is_available() and not config.emulated else "cpu",
-        cpu_count=1 if config.emulated else os.cpu_count() or 1,
-        memory_bytes=config.memory_bytes or psutil.virtual_memory().available // 2,
-        compute_flops=config.compute_flops or measure_flops(),
-        layer_overhead_s=config.layer_overhead_s,
-        power=config.power,
-        emulated=config.emulated,
-        pacing=config.pacing,
-        torch=torch.__version__,
-        pid=os.getpid(),
-    )
-
-
-def measure_flops(*, size: int = 512, repetitions: int = 8) -> float:
-    """Measure the flop/s of matrix products with torch's present number of threads; the best of several."""
-    a, b = torch.rand(size, size), torch.rand(size, size)
-    best_s = min(_product_s(a, b) for _ in range(repetitions))
-    return 2 * size**3 / best_s
-
-
-def _product_s(a: torch.Tensor, b: torch.Tensor) -> float:
-    started_s = time.perf_counter()
-    a @ b
-    return max(time.perf_counter() - started_s, 1e-9)
 
 
 def work(config: WorkerConfig) -> int:

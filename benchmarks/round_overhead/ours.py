@@ -87,13 +87,6 @@ class NoTraining:
         return {**report, "train_s": 0.0, "real_s": 0.0, "late_s": 0.0, "loss": 1.0}
 
 
-class PlainAgent(agent.Agent):
-    """An agent that says its name instead of showing a certificate."""
-
-    def _obtain_identity(self) -> Any:
-        return PlainIdentity(self._config.node)
-
-
 class Models:
     """The models of the benchmark, `small` and `large`; evaluating costs nothing here."""
 
@@ -294,8 +287,9 @@ def _be_worker(
         return NoTraining(updates)
 
     try:
-        kind = PlainAgent if options.link == "plain" else agent.Agent
-        kind(config, profile, make_trainer=make_trainer).run()
+        plain = options.link == "plain"  # says its name instead of showing a certificate
+        obtain = (lambda: PlainIdentity(node)) if plain else None
+        agent.Agent(config, profile, make_trainer=make_trainer, obtain_identity=obtain).run()
     except WorkersError:
         pass  # the server ends, and with it the worker
     except Exception:  # noqa: BLE001 - a forked process must not go on with its parent's work

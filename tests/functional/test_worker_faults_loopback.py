@@ -15,8 +15,9 @@ import pytest
 from loopback_orchestrator import DATA_ADDRESS, Loopback, free_port, system_of
 
 from workers import link
-from workers.agent import Agent, make_profile
+from workers.agent import Agent
 from workers.config import WorkerConfig
+from workers.device_profile import make_profile
 from workers.trainer import Trainer
 from workers.wire import Frame
 

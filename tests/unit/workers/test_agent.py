@@ -19,9 +19,10 @@ import pytest
 from worker_loopback import LoopbackOrchestrator, TestAuthority, listen, wait_until
 
 from workers import connections, link, tls
-from workers.agent import Agent, Outbox, make_profile
+from workers.agent import Agent
 from workers.config import WorkerConfig
 from workers.device import Pacer
+from workers.device_profile import make_profile
 from workers.errors import (
     ChannelClosed,
     ConfigError,
@@ -33,6 +34,7 @@ from workers.errors import (
     RequestRefused,
     WireError,
 )
+from workers.outbox import Outbox
 from workers.wire import Frame
 
 
