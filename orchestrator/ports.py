@@ -52,6 +52,10 @@ class NodeRecord:
     """What fine-tuning may take of it now."""
     busy: str | None = None
     shards: tuple[str, ...] = ()
+    cache_bytes: Mapping[str, int] = field(default_factory=dict)
+    """What keys and values of running requests take of it, by deployment."""
+    cache_free_bytes: int | None = None
+    """What they could take more."""
     profile: Json = field(default_factory=dict)
     attached_at: float | None = None
     revoked: bool = False

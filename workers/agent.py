@@ -74,6 +74,9 @@ class ShardHandler(CommandHandler, Protocol):
     def holdings(self) -> Sequence[str]:
         """Name the shards held now, for the heartbeat."""
 
+    def caches(self) -> dict[str, Any]:
+        """Say what caches take and could take, for the heartbeat."""
+
 
 class Agent:
     """One worker, from enrolment to its end; `run` in one thread, `stop` from any other."""
@@ -179,6 +182,7 @@ class Agent:
             "free_memory_bytes": self._free_memory_bytes(),
             "busy": self._busy,
             "shards": list(self._shards.holdings()),
+            "caches": self._shards.caches(),
             "packets": self._packets.read(),
         }
 

@@ -91,6 +91,16 @@ class SequenceReserve:
         self._used_bytes = 0
         self._lock = threading.Lock()
 
+    @property
+    def used_bytes(self) -> int:
+        """Bytes that caches have now."""
+        return self._used_bytes
+
+    @property
+    def idle_bytes(self) -> int:
+        """Bytes set aside that no cache has."""
+        return max(0, self._set_aside_bytes - self._used_bytes)
+
     def set_aside(self, size_bytes: int, purpose: str) -> None:
         """Keep this many bytes for caches from now on; raises OutOfMemory and changes nothing."""
         with self._lock:

@@ -131,6 +131,16 @@ class ShardHost:
             for one in self._deployments.assignments()
         ]
 
+    def caches(self) -> dict[str, Any]:
+        """Say what caches take, by deployment, and what they could take more, for the heartbeat."""
+        deployments = self._deployments.all()
+        idle_bytes = sum(one.reserve.idle_bytes for one in deployments)
+        free_bytes = self._budget.limit_bytes - self._budget.used_bytes
+        return {
+            "used_bytes": {one.name: one.reserve.used_bytes for one in deployments},
+            "free_bytes": max(0, free_bytes + idle_bytes),
+        }
+
     def close(self) -> None:
         """End everything; running generations end without a word."""
         self._ending.set()

@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -59,6 +59,13 @@ class _Packets(BaseModel):
     tx_packets: int = Field(ge=0, lt=1 << 64)
 
 
+class _Caches(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    used_bytes: dict[str, Annotated[int, Field(ge=0)]] = Field(max_length=1024)
+    free_bytes: int = Field(ge=0)
+
+
 class Heartbeat(BaseModel):
     """What a worker says every so often."""
 
@@ -71,6 +78,7 @@ class Heartbeat(BaseModel):
     busy: str | None = Field(default=None, max_length=256)
     shards: tuple[str, ...] = ()
     packets: _Packets | None = None
+    caches: _Caches | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -271,6 +279,8 @@ class WorkerRegistry:
             free_memory_bytes=heartbeat.free_memory_bytes if heartbeat else None,
             busy=heartbeat.busy if heartbeat else None,
             shards=heartbeat.shards if heartbeat else (),
+            cache_bytes=heartbeat.caches.used_bytes if heartbeat and heartbeat.caches else {},
+            cache_free_bytes=heartbeat.caches.free_bytes if heartbeat and heartbeat.caches else None,
             profile=session.profile.model_dump(),
             attached_at=session.attached_at,
             revoked=trust.revoked,

@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from orchestrator.api.document import answer
 from orchestrator.api.services import Services
-from orchestrator.ports import Json, RecordKind
+from orchestrator.ports import Json, NodeRecord, RecordKind
 
 _TAG = Tag(name="health", description="Liveness, readiness and metrics")
 
@@ -69,6 +69,7 @@ class _Collector:
         kinds: tuple[RecordKind, ...] = ("job", "deployment")
         for kind in kinds:
             yield self._records(kind)
+        yield from _caches(nodes)
         tokens = CounterMetricFamily("utopia_generated_tokens", "Tokens generated since the start")
         tokens.add_metric([], self._services.deployments.tokens_generated())
         yield tokens
@@ -81,6 +82,26 @@ class _Collector:
         for state, count in self._services.store.count_records(kind).items():
             family.add_metric([state], count)
         return family
+
+
+def _caches(nodes: Iterable[NodeRecord]) -> Iterable[Metric]:
+    """Give what keys and values take, as far as the nodes say."""
+    used = GaugeMetricFamily(
+        "utopia_kv_cache_bytes",
+        "What keys and values of running requests take",
+        labels=["node", "deployment"],
+    )
+    usage = GaugeMetricFamily(
+        "utopia_kv_cache_usage_ratio", "Share of the memory for keys and values in use", labels=["node"]
+    )
+    for node in nodes:
+        for deployment, size_bytes in node.cache_bytes.items():
+            used.add_metric([node.node, deployment], size_bytes)
+        taken = sum(node.cache_bytes.values())
+        if node.alive and node.cache_free_bytes is not None and taken + node.cache_free_bytes > 0:
+            usage.add_metric([node.node], taken / (taken + node.cache_free_bytes))
+    yield used
+    yield usage
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

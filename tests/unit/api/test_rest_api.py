@@ -308,3 +308,12 @@ def test_round_times_of_before_a_node_attached_do_not_count_in_its_score(world):
     )
     items = world.http.get("/api/v1/scores").json["items"]
     assert {item["node"]: item["criteria"]["time"]["value"] for item in items} == {"h1": 3.0, "h2": None}
+
+
+def test_the_caches_of_the_nodes_are_among_the_metrics(world):
+    world.pool.join("h1", cache_bytes={"dep-1": 300}, cache_free_bytes=900)
+    world.pool.join("h2")
+    text = world.http.get("/metrics").get_data(as_text=True)
+    assert 'utopia_kv_cache_bytes{deployment="dep-1",node="h1"} 300.0' in text
+    assert 'utopia_kv_cache_usage_ratio{node="h1"} 0.25' in text
+    assert 'node="h2"' not in text, "it does not tell"

@@ -86,6 +86,9 @@ class RecordingShards:
     def holdings(self) -> list[str]:
         return ["demo/3: layers 0 to 2"]
 
+    def caches(self) -> dict[str, Any]:
+        return {"used_bytes": {"demo": 5}, "free_bytes": 7}
+
     def close(self) -> None:
         self.closed = True
 

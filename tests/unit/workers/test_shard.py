@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -113,11 +115,16 @@ def test_many_requests_go_together_and_each_gets_its_own_tokens(make_ring: MakeR
     ring = make_ring(**SLOW)
     ring.deploy(THREE, ring_nodes=3)
     prompts = {f"r{number}": "a prompt"[: 1 + number % 8] + str(number) for number in range(12)}
-    for request, prompt in prompts.items():
-        ring.generate("a", request, prompt=prompt, max_tokens=60)  # all run at once for a while
+    compute, gate = ring.hosts["a"]._compute, threading.Event()
+    compute.submit(lambda: gate.wait(10) and None)  # so that all begin before one has ended
+    with ThreadPoolExecutor(len(prompts)) as asking:
+        for request, prompt in prompts.items():
+            asking.submit(ring.generate, "a", request, prompt=prompt)
+        wait_for(lambda: len(compute._tasks) >= len(prompts), "all to be asked for")
+        gate.set()
     for request, prompt in prompts.items():
         ring.wait_done(request)
-        assert [entry["token"] for entry in ring.tokens(request)] == ring.reference(prompt, 60)[0]
+        assert [entry["token"] for entry in ring.tokens(request)] == ring.reference(prompt)[0]
     together = [frame for channel in ring.channels for frame in channel.sent if frame.kind == "activations"]
     assert max(frame.fields["together"] for frame in together) == 4  # a third of them: three nodes
     assert 1 < max(len(frame.tensors["places"]) for frame in together) <= 4
@@ -346,6 +353,18 @@ def test_caches_are_freed_when_a_generation_ends(make_ring: MakeRing) -> None:
         lambda: all(host._deployments.find("d").reserve._used_bytes == 0 for host in ring.hosts.values()),
         "the return of the memory",
     )
+
+
+def test_a_node_says_what_its_caches_take_and_could_take(make_ring: MakeRing) -> None:
+    ring = make_ring(**SLOW)
+    ring.deploy(THREE)
+    idle = ring.hosts["b"].caches()
+    assert idle["used_bytes"] == {"d": 0}
+    ring.generate("a", "r", max_tokens=100)
+    wait_for(lambda: ring.tokens("r"), "a token")
+    busy = ring.hosts["b"].caches()
+    assert busy["used_bytes"]["d"] > 0
+    assert busy["used_bytes"]["d"] + busy["free_bytes"] == idle["free_bytes"]
 
 
 def test_cancelling_ends_a_generation(make_ring: MakeRing) -> None:
