@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from urllib.parse import urlsplit
 
@@ -92,7 +93,8 @@ class ApiServer:
             return
         self._server.task_dispatcher.shutdown(timeout=timeout_s)
         # The loop ends when its last connection is gone; only its own thread may close them.
-        self._server.trigger.pull_trigger(self._close_all)
+        with suppress(OSError):  # a loop that has ended meanwhile has closed what would wake it
+            self._server.trigger.pull_trigger(self._close_all)
         self._thread.join(timeout=timeout_s)
 
     def _close_all(self) -> None:
