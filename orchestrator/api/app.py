@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from urllib.parse import urlsplit
 
@@ -93,8 +92,10 @@ class ApiServer:
             return
         self._server.task_dispatcher.shutdown(timeout=timeout_s)
         # The loop ends when its last connection is gone; only its own thread may close them.
-        with suppress(OSError):  # a loop that has ended meanwhile has closed what would wake it
-            self._server.trigger.pull_trigger(self._close_all)
+        trigger = self._server.trigger
+        with trigger.lock:  # or another waking would carry it out, and close the trigger, before it is pulled
+            trigger.thunks.append(self._close_all)
+            trigger.pull_trigger()
         self._thread.join(timeout=timeout_s)
 
     def _close_all(self) -> None:

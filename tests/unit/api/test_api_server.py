@@ -84,3 +84,19 @@ def test_stopping_is_prompt_although_connections_are_kept_open(served):
     assert time.monotonic() - started < 2
     with pytest.raises(requests.ConnectionError):
         requests.get(f"{served.url}/healthz", timeout=2)
+
+
+def test_another_waking_of_the_server_does_not_come_between_its_stop(served, monkeypatch):
+    trigger = served.server._server.trigger
+    pull = trigger._physical_pull
+
+    def pull_after_another():
+        pull()
+        deadline = time.monotonic() + 0.3
+        while not trigger._closed and time.monotonic() < deadline:
+            time.sleep(0.01)
+        pull()
+
+    monkeypatch.setattr(trigger, "_physical_pull", pull_after_another)
+    served.server.stop()
+    assert not served.server._thread.is_alive()
