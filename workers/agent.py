@@ -225,10 +225,14 @@ class Agent:
         identity = self._joining.identity
         if identity is None:
             raise ConnectFailed(f"{node} at {address}:{port}: this worker has no certificate yet")
+        try:
+            context = identity.client_context()
+        except EnrolmentError as error:
+            raise ConnectFailed(f"{node} at {address}:{port}: {error}") from error
         return connections.connect(
             address,
             port,
-            context=identity.client_context(),
+            context=context,
             expected_name=node,
             timeout_s=CONNECT_TIMEOUT_S,
         )

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import ssl
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,16 +62,21 @@ class Identity:
     key_path: Path
 
     def client_context(self) -> ssl.SSLContext:
-        """Make the context with which this node dials the orchestrator and other nodes."""
-        return tls.client_context(
-            ca_path=self.ca_path, certificate_path=self.certificate_path, key_path=self.key_path
-        )
+        """Make the context with which this node dials others; raises EnrolmentError."""
+        return self._context(tls.client_context)
 
     def server_context(self) -> ssl.SSLContext:
-        """Make the context with which this node takes connections of other nodes."""
-        return tls.server_context(
-            ca_path=self.ca_path, certificate_path=self.certificate_path, key_path=self.key_path
-        )
+        """Make the context with which this node takes others' connections; raises EnrolmentError."""
+        return self._context(tls.server_context)
+
+    def _context(self, make: Callable[..., ssl.SSLContext]) -> ssl.SSLContext:
+        try:
+            return make(ca_path=self.ca_path, certificate_path=self.certificate_path, key_path=self.key_path)
+        except OSError as error:  # ssl.SSLError is one
+            raise EnrolmentError(
+                f"the certificates of {self.node!r} in {self.ca_path.parent} cannot be read any more "
+                f"({error}); start the worker again with a new token"
+            ) from error
 
 
 def stored(state_dir: Path, node: str, *, token: Token | None, now: datetime.datetime) -> Identity | None:

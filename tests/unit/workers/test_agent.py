@@ -458,6 +458,20 @@ def test_a_refused_certificate_is_replaced_if_there_is_a_token_else_the_worker_e
     )
 
 
+def test_certificates_that_are_gone_are_said_to_be_with_the_way_out(
+    start: Callable[..., Worker], orchestrator: LoopbackOrchestrator
+) -> None:
+    worker = start(token=orchestrator.authority.token("h1"))
+    orchestrator.wait_for("h1")
+    for path in worker.config.state_dir.glob("*.pem"):
+        path.unlink()
+    orchestrator.channels["h1", "control"].close()
+    worker.thread.join(10)
+    assert isinstance(worker.failure, EnrolmentError)
+    assert f"in {worker.config.state_dir} cannot be read any more" in str(worker.failure)
+    assert "with a new token" in str(worker.failure)
+
+
 def test_an_unreachable_orchestrator_is_given_up_after_the_deadline(start: Callable[..., Worker]) -> None:
     port = free_port()
     worker = start(
