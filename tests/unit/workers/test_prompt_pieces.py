@@ -27,6 +27,18 @@ def rings() -> Iterator[list[Ring]]:
         ring.close()
 
 
+@pytest.fixture
+def entering(rings: list[Ring], monkeypatch: pytest.MonkeyPatch) -> Ring:
+    """Return a slow ring into which a prompt has begun to go, in pieces of two rows."""
+    monkeypatch.setattr(head, "CHUNK_ROWS", 2)
+    ring = Ring(pacing=True, layer_overhead_s=0.002)
+    rings.append(ring)
+    ring.deploy(PLACEMENTS[0])
+    ring.generate("a", "r", prompt=PROMPT)
+    wait_for(lambda: any(f.kind == "activation" for c in ring.channels for f in c.sent), "a piece")
+    return ring
+
+
 @pytest.mark.parametrize("rows", [1, 5, 35, 36])
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_a_prompt_in_pieces_gives_the_tokens_of_a_whole_one(
@@ -78,34 +90,18 @@ def test_pieces_are_announced_and_only_the_last_row_goes_back_to_the_head(
     assert sent == {"a": pieces, "b": pieces, "c": [(1, 35, False)]}
 
 
-def test_a_route_that_changes_within_a_prompt_begins_it_again(
-    rings: list[Ring], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(head, "CHUNK_ROWS", 2)
-    ring = Ring(pacing=True, layer_overhead_s=0.002)
-    rings.append(ring)
-    ring.deploy(PLACEMENTS[0])
-    ring.generate("a", "r", prompt=PROMPT)
-    wait_for(lambda: any(f.kind == "activation" for c in ring.channels for f in c.sent), "a piece")
-    assert not ring.tokens("r"), "the prompt is under way"
-    ring.deploy([("a", 0, 1), ("b", 1, 5), ("c", 5, 6)], 2)
-    ring.wait_done("r")
-    assert [entry["token"] for entry in ring.tokens("r")] == ring.reference(PROMPT)[0]
+def test_a_route_that_changes_within_a_prompt_begins_it_again(entering: Ring) -> None:
+    assert not entering.tokens("r"), "the prompt is under way"
+    entering.deploy([("a", 0, 1), ("b", 1, 5), ("c", 5, 6)], 2)
+    entering.wait_done("r")
+    assert [entry["token"] for entry in entering.tokens("r")] == entering.reference(PROMPT)[0]
 
 
-def test_a_request_that_ends_within_its_prompt_leaves_no_cache(
-    rings: list[Ring], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(head, "CHUNK_ROWS", 2)
-    ring = Ring(pacing=True, layer_overhead_s=0.002)
-    rings.append(ring)
-    ring.deploy(PLACEMENTS[0])
-    ring.generate("a", "r", prompt=PROMPT)
-    wait_for(lambda: any(f.kind == "activation" for c in ring.channels for f in c.sent), "a piece")
-    ring.ask("a", "cancel", deployment="d", request="r")
-    assert ring.wait_done("r")["finish_reason"] == "cancelled"
-    stages = [host._deployments.find("d").stages[1] for host in ring.hosts.values()]
-    released = [channel for channel in ring.channels if channel.sender in "ab"]
+def test_a_request_that_ends_within_its_prompt_leaves_no_cache(entering: Ring) -> None:
+    entering.ask("a", "cancel", deployment="d", request="r")
+    assert entering.wait_done("r")["finish_reason"] == "cancelled"
+    stages = [host._deployments.find("d").stages[1] for host in entering.hosts.values()]
+    released = [channel for channel in entering.channels if channel.sender in "ab"]
     wait_for(
         lambda: all(c.sent and c.sent[-1].kind == "release" for c in released), "the release on its way round"
     )
