@@ -35,7 +35,7 @@ MOST_REQUESTS = 32
 HEADS = ("first layers", "no layers", "last layers")
 """What the head's node runs beside embedding and LM head."""
 _ANSWER_TIMEOUT_S = 120.0
-_LLAMA: dict[str, object] = {
+LLAMA: dict[str, object] = {
     "model_type": "llama",
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -50,7 +50,7 @@ _LLAMA: dict[str, object] = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
-_LLAMA3 = {
+LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -69,13 +69,13 @@ _GPT2: dict[str, object] = {
     "eos_token_id": None,
 }
 FAMILIES: dict[str, dict[str, object]] = {
-    "llama": _LLAMA,
-    "llama untied": {**_LLAMA, "tie_word_embeddings": False, "num_key_value_heads": 4},
-    "llama 3": {**_LLAMA, "rope_parameters": _LLAMA3},
-    "llama with biases": {**_LLAMA, "attention_bias": True},
-    "mistral": {**_LLAMA, "model_type": "mistral", "sliding_window": 16},
-    "qwen2": {**_LLAMA, "model_type": "qwen2"},
-    "qwen3": {**_LLAMA, "model_type": "qwen3", "head_dim": 16},
+    "llama": LLAMA,
+    "llama untied": {**LLAMA, "tie_word_embeddings": False, "num_key_value_heads": 4},
+    "llama 3": {**LLAMA, "rope_parameters": LLAMA3},
+    "llama with biases": {**LLAMA, "attention_bias": True},
+    "mistral": {**LLAMA, "model_type": "mistral", "sliding_window": 16},
+    "qwen2": {**LLAMA, "model_type": "qwen2"},
+    "qwen3": {**LLAMA, "model_type": "qwen3", "head_dim": 16},
     "gpt2": _GPT2,
 }
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.split_overhead.correct import LLAMA
 from benchmarks.split_overhead.rings import HostRing, MemoryChannel, profile
 from workers.errors import ConnectFailed
 from workers.link import Reply
@@ -24,20 +25,8 @@ from workers.models.tokenizer import Tokenizer
 from workers.shard import ShardHost
 from workers.wire import Frame
 
-TINY: dict[str, object] = {
-    "model_type": "llama",
-    "vocab_size": 258,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": True,
-    "eos_token_id": 256,
-}
+TINY: dict[str, object] = {key: LLAMA[key] for key in LLAMA if key != "bos_token_id"}
+TINY["eos_token_id"] = 256
 TINY_GPT2: dict[str, object] = {
     "model_type": "gpt2",
     "vocab_size": 258,

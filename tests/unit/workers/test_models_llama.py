@@ -11,6 +11,7 @@ import pytest
 import torch
 from model_worlds import TINY, config_with, random_parameters, tiny_folder, tiny_model
 
+from benchmarks.split_overhead.correct import LLAMA3
 from workers import models
 from workers.errors import ModelError
 from workers.kv_cache import KvCache
@@ -21,14 +22,6 @@ from workers.models.model_config import parameter_shapes
 from workers.models.reference import generate_tokens
 from workers.models.split import build, make
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-    "rope_theta": 500.0,
-}
 FAMILIES: dict[str, dict[str, Any]] = {
     "tied": {},
     "untied": {"tie_word_embeddings": False},
