@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from benchmarks.split_overhead.correct import LLAMA
 from benchmarks.split_overhead.rings import HostRing, MemoryChannel, profile
-from workers.errors import ConnectFailed
+from workers.errors import ConnectFailed, RequestRefused
 from workers.link import Reply
 from workers.models.chain import Chain
 from workers.models.config import parse_config
@@ -25,6 +26,9 @@ from workers.models.tokenizer import Tokenizer
 from workers.shard import ShardHost
 from workers.wire import Frame
 
+THREE = [("a", 0, 2), ("b", 2, 4), ("c", 4, 6)]
+OTHER_CUTS = [("a", 0, 1), ("b", 1, 5), ("c", 5, 6)]
+SLOW = {"pacing": True, "layer_overhead_s": 0.002}
 TINY: dict[str, object] = {key: LLAMA[key] for key in LLAMA if key != "bos_token_id"}
 TINY["eos_token_id"] = 256
 TINY_GPT2: dict[str, object] = {
@@ -102,6 +106,9 @@ class WatchedChannel(MemoryChannel):
             super().take(frame)
 
 
+MakeRing = Callable[..., "Ring"]
+
+
 class Ring(HostRing):
     """A ring of the tiny model whose nodes can be unreachable, or deaf to what others send."""
 
@@ -144,3 +151,9 @@ class Ring(HostRing):
 
     def reference(self, prompt: str = "hello", max_tokens: int = 20) -> tuple[list[int], list[float]]:
         return generate_tokens(self.model, Tokenizer(tokenizer_json()).encode(prompt), max_tokens)
+
+
+def refused(ring: Ring, node: str, kind: str, **fields: Any) -> RequestRefused:
+    with pytest.raises(RequestRefused) as caught:
+        ring.ask(node, kind, **fields)
+    return caught.value

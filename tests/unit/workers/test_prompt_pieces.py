@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from model_worlds import Ring, config_with, tiny_model, wait_for
+from model_worlds import SLOW, MakeRing, Ring, config_with, tiny_model, wait_for
 
 from workers import head
 
@@ -20,19 +19,10 @@ PROMPT = "a prompt that is longer than a piece"
 
 
 @pytest.fixture
-def rings() -> Iterator[list[Ring]]:
-    made: list[Ring] = []
-    yield made
-    for ring in made:
-        ring.close()
-
-
-@pytest.fixture
-def entering(rings: list[Ring], monkeypatch: pytest.MonkeyPatch) -> Ring:
+def entering(make_ring: MakeRing, monkeypatch: pytest.MonkeyPatch) -> Ring:
     """Return a slow ring into which a prompt has begun to go, in pieces of two rows."""
     monkeypatch.setattr(head, "CHUNK_ROWS", 2)
-    ring = Ring(pacing=True, layer_overhead_s=0.002)
-    rings.append(ring)
+    ring = make_ring(**SLOW)
     ring.deploy(PLACEMENTS[0])
     ring.generate("a", "r", prompt=PROMPT)
     wait_for(lambda: any(f.kind == "activation" for c in ring.channels for f in c.sent), "a piece")
@@ -42,11 +32,10 @@ def entering(rings: list[Ring], monkeypatch: pytest.MonkeyPatch) -> Ring:
 @pytest.mark.parametrize("rows", [1, 5, 35, 36])
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_a_prompt_in_pieces_gives_the_tokens_of_a_whole_one(
-    rings: list[Ring], monkeypatch: pytest.MonkeyPatch, placement: Any, rows: int
+    make_ring: MakeRing, monkeypatch: pytest.MonkeyPatch, placement: Any, rows: int
 ) -> None:
     monkeypatch.setattr(head, "CHUNK_ROWS", rows)
-    ring = Ring()
-    rings.append(ring)
+    ring = make_ring()
     ring.deploy(placement)
     ring.generate("a", "r", prompt=PROMPT)
     ring.wait_done("r")
@@ -58,11 +47,10 @@ def test_a_prompt_in_pieces_gives_the_tokens_of_a_whole_one(
     [{"model_type": "mistral", "sliding_window": 8}, {"model_type": "qwen3"}, {"model_type": "gpt2"}],
 )
 def test_every_family_takes_pieces(
-    rings: list[Ring], monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+    make_ring: MakeRing, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(head, "CHUNK_ROWS", 5)
-    ring = Ring(model=tiny_model(**changes))
-    rings.append(ring)
+    ring = make_ring(model=tiny_model(**changes))
     ring.deploy(PLACEMENTS[0], config=config_with(**changes))
     ring.generate("a", "r", prompt=PROMPT)
     ring.wait_done("r")
@@ -70,11 +58,10 @@ def test_every_family_takes_pieces(
 
 
 def test_pieces_are_announced_and_only_the_last_row_goes_back_to_the_head(
-    rings: list[Ring], monkeypatch: pytest.MonkeyPatch
+    make_ring: MakeRing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head, "CHUNK_ROWS", 10)
-    ring = Ring()
-    rings.append(ring)
+    ring = make_ring()
     ring.deploy(PLACEMENTS[0])
     ring.generate("a", "r", prompt=PROMPT, max_tokens=1)
     ring.wait_done("r")
@@ -109,11 +96,10 @@ def test_a_request_that_ends_within_its_prompt_leaves_no_cache(entering: Ring) -
 
 
 def test_while_a_long_prompt_comes_in_the_others_tokens_go_on(
-    rings: list[Ring], monkeypatch: pytest.MonkeyPatch
+    make_ring: MakeRing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head, "CHUNK_ROWS", 3)
-    ring = Ring(pacing=True, layer_overhead_s=0.002)
-    rings.append(ring)
+    ring = make_ring(**SLOW)
     ring.deploy(PLACEMENTS[0])
     ring.generate("a", "running", max_tokens=100)
     wait_for(lambda: len(ring.tokens("running")) > 3, "the first tokens")
