@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from benchmarks.stragglers import arms, emulation
 from benchmarks.stragglers.arms import Arm
@@ -20,6 +25,7 @@ from orchestrator.simulation.loss import Curve, FittedLoss
 from scenarios.schema import Scenario, parse
 
 HOSTS, EPOCHS = 5, 3
+_EVALUATIONS = 3
 COMPARED = (arms.ALL, arms.RANDOM, arms.FITTED)
 """These decide the same in both worlds if times agree: by nothing, by lot, by the times themselves."""
 _UNUSED_CURVE = Curve(start=2.4, floor=1.0, scale=1.0, power=0.5, noise=0.0, memory=0.0, rounds=EPOCHS)
@@ -78,10 +84,7 @@ def _work(models: FolderModels, model: Model, asked: Scenario) -> tuple[Work, fl
         held_out_ratio=job.held_out_ratio,
         seed=asked.seed,
     )
-    parameters = models.parameters(model)
-    began = time.perf_counter()
-    models.loss(model, parameters, parts.held_out, sequence=training.sequence_length)
-    evaluate_s = time.perf_counter() - began
+    evaluate_s = _evaluation_s(models, model, parts.held_out, sequence=training.sequence_length)
     samples = training.local_steps * training.batch_size
     tasks = {
         name: Task(
@@ -99,6 +102,21 @@ def _work(models: FolderModels, model: Model, asked: Scenario) -> tuple[Work, fl
         update_bytes=model.parameter_bytes,
         tasks=tasks,
     ), evaluate_s
+
+
+def _evaluation_s(models: FolderModels, model: Model, held_out: NDArray[np.int32], *, sequence: int) -> float:
+    """Time an evaluation as the orchestrator makes it: in one thread, and not its first."""
+    parameters, took = models.parameters(model), []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(1 + _EVALUATIONS):
+            began = time.perf_counter()
+            models.loss(model, parameters, held_out, sequence=sequence)
+            took.append(time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)
+    return statistics.median(took[1:])
 
 
 def _compare(
