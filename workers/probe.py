@@ -10,7 +10,8 @@ import torch
 from workers.device import Pacer, forward_s
 from workers.kv_cache import KvCache, MemoryBudget, cache_bytes
 from workers.models.chain import Chain
-from workers.models.decoder import Decoder, decoder_of
+from workers.models.decoder import Decoder
+from workers.models.decoders import decoder_of
 from workers.models.model_config import ModelConfig, parameter_shapes
 from workers.models.precision import bytes_of, dtype_of
 from workers.models.split import build

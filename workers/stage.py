@@ -20,7 +20,7 @@ from workers.device import Pacer, forward_s
 from workers.kv_cache import Budget, CacheError, KvCache
 from workers.layer_store import Parameters
 from workers.models import kernels
-from workers.models.decoder import decoder_of
+from workers.models.decoders import decoder_of
 from workers.models.split import build
 from workers.models.tokenizer import Tokenizer
 from workers.peers import PeerLink
@@ -96,7 +96,7 @@ class Stage:
     def embed(self, tokens: Sequence[int], positions: Sequence[int]) -> Rows:
         """Return the rows [T, H] of tokens that stand at `positions` of their sequences; the head only."""
         if self._decoder is not None:
-            return self._decoder.embed(tokens)
+            return self._decoder.embed(tokens, positions)
         with torch.inference_mode():
             rows: Rows = self._model.embed(torch.tensor(tokens), torch.tensor(positions)).numpy()
         return rows

@@ -318,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     importlib.import_module("torch._dynamo")
     if options.model is not None:
         _import_for(options.model)
-    importlib.import_module("workers.models.decoder").compile_kernels()  # likewise
+    importlib.import_module("workers.models.decoders").compile_kernels()  # likewise
     try:
         zygote = Zygote(options.socket, work=agent.work)
     except ConfigError as error:

@@ -1,6 +1,6 @@
 """Numbers of 16 bits within compiled loops, which know none: bfloat16 as uint16, half precision as int16.
 
-`widen` turns what a loop reads of a matrix into a float, by instructions that the compiler makes vectors of.
+`as_floats` turns what a loop reads of a matrix into floats, a vector of them at a time.
 """
 
 from __future__ import annotations
@@ -9,27 +9,23 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
-_FLOAT, _HALF, _WORD = ir.FloatType(), ir.HalfType(), ir.IntType(32)
+_ELEMENTS = {types.float32: ir.FloatType(), types.uint16: ir.IntType(16), types.int16: ir.HalfType()}
+_SHIFT = 16
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def widen(typing: Any, value: Any) -> Any:
-    """Return a matrix's number as a float: float32 as it is, uint16 as bfloat16, int16 as half precision."""
-    if value == types.float32:
-        return types.float32(value), lambda _context, _builder, _signature, given: given[0]
-    if value == types.uint16:
+def element_of(kind: Any) -> Any:
+    """Return what a matrix of float32, uint16 or int16 holds."""
+    return _ELEMENTS[kind]
 
-        def of_bfloat16(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
-            bits = builder.shl(builder.zext(given[0], _WORD), ir.Constant(_WORD, 16))
-            return builder.bitcast(bits, _FLOAT)
 
-        return types.float32(value), of_bfloat16
-    if value == types.int16:
-
-        def of_half(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
-            return builder.fpext(builder.bitcast(given[0], _HALF), _FLOAT)
-
-        return types.float32(value), of_half
-    return None
+def as_floats(builder: Any, kind: Any, vector: Any, lanes: int) -> Any:
+    """Return a vector of a matrix's numbers as floats: uint16 is bfloat16, int16 half precision."""
+    floats = ir.VectorType(ir.FloatType(), lanes)
+    if kind == types.float32:
+        return vector
+    if kind == types.uint16:
+        words = ir.VectorType(ir.IntType(32), lanes)
+        bits = builder.shl(builder.zext(vector, words), ir.Constant(words, [_SHIFT] * lanes))
+        return builder.bitcast(bits, floats)
+    return builder.fpext(vector, floats)

@@ -1,9 +1,9 @@
 """Compiled arithmetic of decoding: one new row of each of a few sequences through a layer, on one core.
 
 A matrix-vector product is bound by reading the matrix, and torch's reads it at less than half of what the
-memory gives (docs/adr/0018). Here each row of a matrix, as the model's folder has it, is read once, in order,
-by a dot product that the compiler turns into vector instructions; nothing is copied or packed. The
-interpreter's lock is not held, so that receiving and sending go on meanwhile.
+memory gives (docs/adr/0018). Here a matrix is read once, as the model's folder has it, a few rows at a time
+(`vectors`); nothing is copied or packed. The interpreter's lock is not held, so that receiving and sending go
+on meanwhile.
 
 Sums may be reordered (`reassoc`), which changes the last bits as any other BLAS would; infinities and NaNs
 stay. A bias that a family does not have is given as an array of no length.
@@ -20,48 +20,83 @@ from typing import Any
 import numpy as np
 
 from workers.compiling import compiled
-from workers.models.halves import widen
+from workers.models import vectors
 
 Array = np.ndarray[Any, Any]
 _compiled = compiled("reassoc", "contract", "arcp", "nsz")
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
+_TOGETHER = vectors.ROWS
+_BLOCK_BYTES = 1 << 17
+"""Of a matrix that the second four of more sequences are to find in a core's own cache."""
+_GELU_CUBE = np.float32(0.044715)
+_GELU_SCALE = np.float32(2 * math.sqrt(2 / math.pi))
+"""0.5 (1 + tanh(x)) is 1 / (1 + exp(-2 x))."""
+
+
+_dots_of_4, _dots_of_2, _dots_of_1 = (vectors.dots(count) for count in (4, 2, 1))
+_dot_of_4, _dot_of_2, _dot_of_1 = (vectors.dots(count, rows=1) for count in (4, 2, 1))
+_shares_of_4, _shares_of_2, _shares_of_1 = (vectors.shares(count) for count in (4, 2, 1))
+_share_of_4, _share_of_2, _share_of_1 = (vectors.shares(count, rows=1) for count in (4, 2, 1))
 
 
 @_compiled
 def multiply(matrix: Array, rows: Array, out: Array) -> None:
     """Set out [M, R] to rows [M, C] times the transpose of matrix [R, C].
 
-    A row of the matrix is read from memory once, whatever M is; four sums at a time are kept in registers.
+    Four sequences at a time, over so many rows of the matrix that the next four find them in a core's cache.
     """
-    count = rows.shape[0]
-    for r in range(matrix.shape[0]):
-        weights, done = matrix[r], 0
+    count, outputs = rows.shape[0], matrix.shape[0]
+    step = max(_TOGETHER, _BLOCK_BYTES // (matrix.itemsize * matrix.shape[1]) // _TOGETHER * _TOGETHER)
+    for start in range(0, outputs, step):
+        end = min(outputs, start + step)
+        even, done = end - (end - start) % _TOGETHER, 0
         while count - done >= 4:
-            a, b, c, d = _ZERO, _ZERO, _ZERO, _ZERO
-            first, second, third, fourth = rows[done], rows[done + 1], rows[done + 2], rows[done + 3]
-            for i in range(weights.shape[0]):
-                weight = widen(weights[i])
-                a += weight * first[i]
-                b += weight * second[i]
-                c += weight * third[i]
-                d += weight * fourth[i]
-            out[done, r], out[done + 1, r], out[done + 2, r], out[done + 3, r] = a, b, c, d
+            for r in range(start, even, _TOGETHER):
+                _dots_of_4(matrix, r, rows, done, out)
+            for r in range(even, end):
+                _dot_of_4(matrix, r, rows, done, out)
             done += 4
         if count - done >= 2:
-            a, b = _ZERO, _ZERO
-            first, second = rows[done], rows[done + 1]
-            for i in range(weights.shape[0]):
-                weight = widen(weights[i])
-                a += weight * first[i]
-                b += weight * second[i]
-            out[done, r], out[done + 1, r] = a, b
+            for r in range(start, even, _TOGETHER):
+                _dots_of_2(matrix, r, rows, done, out)
+            for r in range(even, end):
+                _dot_of_2(matrix, r, rows, done, out)
             done += 2
         if done < count:
-            a, first = _ZERO, rows[done]
-            for i in range(weights.shape[0]):
-                a += widen(weights[i]) * first[i]
-            out[done, r] = a
+            for r in range(start, even, _TOGETHER):
+                _dots_of_1(matrix, r, rows, done, out)
+            for r in range(even, end):
+                _dot_of_1(matrix, r, rows, done, out)
+
+
+@_compiled
+def multiply_stored_transposed(matrix: Array, rows: Array, bias: Array, out: Array) -> None:
+    """Set out [M, R] to bias [R] plus rows [M, C] times matrix [C, R]."""
+    count, inputs = rows.shape[0], matrix.shape[0]
+    even = inputs - inputs % _TOGETHER
+    for m in range(count):
+        out[m] = bias
+    for c in range(0, even, _TOGETHER):
+        done = 0
+        while count - done >= 4:
+            _shares_of_4(matrix, c, rows, done, out)
+            done += 4
+        if count - done >= 2:
+            _shares_of_2(matrix, c, rows, done, out)
+            done += 2
+        if done < count:
+            _shares_of_1(matrix, c, rows, done, out)
+    for c in range(even, inputs):
+        done = 0
+        while count - done >= 4:
+            _share_of_4(matrix, c, rows, done, out)
+            done += 4
+        if count - done >= 2:
+            _share_of_2(matrix, c, rows, done, out)
+            done += 2
+        if done < count:
+            _share_of_1(matrix, c, rows, done, out)
 
 
 @_compiled
@@ -78,11 +113,35 @@ def normalise(rows: Array, weight: Array, epsilon: float, out: Array) -> None:
 
 
 @_compiled
+def normalise_centred(rows: Array, weight: Array, bias: Array, epsilon: float, out: Array) -> None:
+    """Set out [M, H] to rows [M, H] less their mean, scaled to unit variance, times weight plus bias [H]."""
+    size = rows.shape[1]
+    for m in range(rows.shape[0]):
+        total = _ZERO
+        for i in range(size):
+            total += rows[m, i]
+        mean, spread = total / np.float32(size), _ZERO
+        for i in range(size):
+            spread += (rows[m, i] - mean) * (rows[m, i] - mean)
+        scale = np.float32(1.0 / math.sqrt(spread / size + epsilon))
+        for i in range(size):
+            out[m, i] = (rows[m, i] - mean) * scale * weight[i] + bias[i]
+
+
+@_compiled
 def add(rows: Array, bias: Array) -> None:
     """Add bias [R] to each of rows [M, R]; one of no length changes nothing."""
     for m in range(rows.shape[0]):
         for i in range(bias.shape[0]):
             rows[m, i] += bias[i]
+
+
+@_compiled
+def add_rows(rows: Array, more: Array) -> None:
+    """Add `more` [M, H] to rows [M, H]."""
+    for m in range(rows.shape[0]):
+        for i in range(rows.shape[1]):
+            rows[m, i] += more[m, i]
 
 
 @_compiled
@@ -109,6 +168,22 @@ def project(
     add(queries, query_bias)
     add(keys, key_bias)
     add(values, value_bias)
+
+
+@_compiled
+def project_centred(
+    rows: Array,
+    norm: Array,
+    norm_bias: Array,
+    epsilon: float,
+    inputs: Array,
+    inputs_bias: Array,
+    normed: Array,
+    projected: Array,
+) -> None:
+    """Set projected [M, 3 H] to queries, keys and values of the normalised rows [M, H], as GPT-2 has them."""
+    normalise_centred(rows, norm, norm_bias, epsilon, normed)
+    multiply_stored_transposed(inputs, normed, inputs_bias, projected)
 
 
 @_compiled
@@ -146,12 +221,14 @@ def attend(
     """Add one sequence's new row to its cache and set out [N * D] to what it attends to.
 
     queries [N * D], keys and values [K * D] of the row at `position`, not turned yet; cos and sin [D] of the
-    position; cache [2, K, room, D]; rows before `first` are not seen; scores: room for position + 1 numbers.
+    position, of no length where nothing is to be turned; cache [2, K, room, D]; rows before `first` are not
+    seen; scores: room for position + 1 numbers.
     """
     kv_heads, size = cache.shape[1], cache.shape[3]
     group = queries.shape[0] // (kv_heads * size)
-    _turn(queries, cos, sin)
-    _turn(keys, cos, sin)
+    if cos.shape[0]:
+        _turn(queries, cos, sin)
+        _turn(keys, cos, sin)
     scale = np.float32(1.0 / math.sqrt(size))
     for head in range(kv_heads):
         cached_keys, cached_values = cache[0, head], cache[1, head]
@@ -197,9 +274,7 @@ def finish(
     """Add to rows [M, H] what attention gave (mixed [M, N * D], through `output`), then the feed-forward."""
     multiply(output, mixed, normed)
     add(rows, output_bias)
-    for m in range(rows.shape[0]):
-        for i in range(rows.shape[1]):
-            rows[m, i] += normed[m, i]
+    add_rows(rows, normed)
     normalise(rows, norm, epsilon, normed)
     multiply(gate, normed, gates)
     multiply(up, normed, ups)
@@ -208,9 +283,37 @@ def finish(
             value = gates[m, i]
             gates[m, i] = value / (_ONE + math.exp(-value)) * ups[m, i]
     multiply(down, gates, normed)
-    for m in range(rows.shape[0]):
-        for i in range(rows.shape[1]):
-            rows[m, i] += normed[m, i]
+    add_rows(rows, normed)
+
+
+@_compiled
+def finish_centred(
+    rows: Array,
+    mixed: Array,
+    output: Array,
+    output_bias: Array,
+    norm: Array,
+    norm_bias: Array,
+    epsilon: float,
+    up: Array,
+    up_bias: Array,
+    down: Array,
+    down_bias: Array,
+    normed: Array,
+    ups: Array,
+) -> None:
+    """Do as `finish` does in the layers of GPT-2: matrices stored transposed, the tanh form of GELU."""
+    multiply_stored_transposed(output, mixed, output_bias, normed)
+    add_rows(rows, normed)
+    normalise_centred(rows, norm, norm_bias, epsilon, normed)
+    multiply_stored_transposed(up, normed, up_bias, ups)
+    for m in range(ups.shape[0]):
+        for i in range(ups.shape[1]):
+            value = ups[m, i]
+            inner = _GELU_SCALE * (value + _GELU_CUBE * value * value * value)
+            ups[m, i] = value / (_ONE + np.float32(math.exp(-inner)))
+    multiply_stored_transposed(down, ups, down_bias, normed)
+    add_rows(rows, normed)
 
 
 @_compiled

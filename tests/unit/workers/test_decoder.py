@@ -14,8 +14,11 @@ from model_worlds import tiny_model
 
 from workers.kv_cache import KvCache
 from workers.models import kernels
+from workers.models.chain import Chain
 from workers.models.decoder import Decoder
-from workers.models.llama import Llama
+from workers.models.decoder import matrix as kernel_matrix
+from workers.models.decoders import decoder_of
+from workers.models.precision import COMPUTE, dtype_of
 
 ROOM = 64
 SHAPES: list[dict[str, Any]] = [
@@ -27,6 +30,8 @@ SHAPES: list[dict[str, Any]] = [
     {"model_type": "mistral", "sliding_window": 6},
     {"model_type": "qwen2"},
     {"model_type": "qwen3", "head_dim": 16},
+    {"model_type": "gpt2"},
+    {"model_type": "gpt2", "tie_word_embeddings": False, "n_inner": 130},
 ]
 PROMPTS = ([5], [1, 5, 9], [200, 3, 4, 1, 7, 7, 0], [9] * 20, [250, 2])
 
@@ -35,7 +40,13 @@ def array(*shape: int, seed: int = 0) -> np.ndarray[Any, Any]:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
-def filled_cache(model: Llama, prompt: list[int]) -> KvCache:
+def compiled(model: Chain) -> Decoder:
+    decoder = decoder_of(model)
+    assert decoder is not None
+    return decoder
+
+
+def filled_cache(model: Chain, prompt: list[int]) -> KvCache:
     layers = model.layer_range
     cache = KvCache(model.config, first_layer=layers.start, end_layer=layers.stop, limit_tokens=ROOM)
     if prompt:
@@ -44,7 +55,7 @@ def filled_cache(model: Llama, prompt: list[int]) -> KvCache:
     return cache
 
 
-def by_torch(model: Llama, prompt: list[int], row: np.ndarray[Any, Any]) -> tuple[Any, Any]:
+def by_torch(model: Chain, prompt: list[int], row: np.ndarray[Any, Any]) -> tuple[Any, Any]:
     """Return what the model makes of a row after a prompt, and its logits."""
     cache = filled_cache(model, prompt)
     with torch.inference_mode():
@@ -58,6 +69,26 @@ def test_a_product_of_any_shape_is_numpys(count: int, outputs: int, inputs: int)
     matrix, rows, out = array(outputs, inputs), array(count, inputs, seed=1), array(count, outputs)
     kernels.multiply(matrix, rows, out)
     np.testing.assert_allclose(out, rows @ matrix.T, atol=1e-4)
+    transposed, bias = np.ascontiguousarray(matrix.T), array(outputs, seed=2)
+    kernels.multiply_stored_transposed(transposed, rows, bias, out)
+    np.testing.assert_allclose(out, rows @ matrix.T + bias, atol=1e-4)
+
+
+@pytest.mark.parametrize("held", COMPUTE)
+@pytest.mark.parametrize("count", [2, 3, 4, 7, 8, 16])
+def test_a_sequences_product_is_the_same_to_the_last_bit_whatever_is_computed_with_it(held, count):
+    matrix = kernel_matrix(torch.from_numpy(array(103, 77)).to(dtype_of(held)))
+    rows, bias = array(count, 77), array(103)
+    together, alone = array(count, 103), array(count, 103)
+    kernels.multiply(matrix, rows, together)
+    for m in range(count):
+        kernels.multiply(matrix, rows[m : m + 1], alone[m : m + 1])
+    assert np.array_equal(together, alone)
+    turned = np.ascontiguousarray(matrix.T)
+    kernels.multiply_stored_transposed(turned, rows, bias, together)
+    for m in range(count):
+        kernels.multiply_stored_transposed(turned, rows[m : m + 1], bias, alone[m : m + 1])
+    assert np.array_equal(together, alone)
 
 
 @pytest.mark.parametrize("prompt", [[], *PROMPTS])
@@ -66,7 +97,7 @@ def test_a_row_goes_through_as_in_torch(changes: dict[str, Any], prompt: list[in
     model = tiny_model(**changes)
     row = array(model.config.hidden_size)
     wanted, logits = by_torch(model, prompt, row)
-    cache, decoder, rows = filled_cache(model, prompt), Decoder(model), row[None].copy()
+    cache, decoder, rows = filled_cache(model, prompt), compiled(model), row[None].copy()
     cache.make_room(1)
     decoder.run(rows, [len(prompt)], [cache])
     np.testing.assert_allclose(rows[0], wanted, atol=1e-3, rtol=1e-3)
@@ -74,9 +105,10 @@ def test_a_row_goes_through_as_in_torch(changes: dict[str, Any], prompt: list[in
     assert cache.tokens == len(prompt) + 1
 
 
-def test_several_sequences_together_are_each_as_alone() -> None:
-    model = tiny_model()
-    decoder = Decoder(model)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_several_sequences_together_are_each_as_alone(family: str) -> None:
+    model = tiny_model(model_type=family)
+    decoder = compiled(model)
     caches = [filled_cache(model, list(prompt)) for prompt in PROMPTS]
     rows = array(len(PROMPTS), model.config.hidden_size)
     wanted = [by_torch(model, list(prompt), row)[0] for prompt, row in zip(PROMPTS, rows, strict=True)]
@@ -91,7 +123,7 @@ def test_what_the_kernels_cached_torch_goes_on_from() -> None:
     row = array(model.config.hidden_size)
     ours, theirs = filled_cache(model, [1, 2]), filled_cache(model, [1, 2])
     ours.make_room(1)
-    Decoder(model).run(row[None].copy(), [2], [ours])
+    compiled(model).run(row[None].copy(), [2], [ours])
     with torch.inference_mode():
         model.run_layers(torch.from_numpy(row)[None, None], position=2, cache=theirs)
         following = model.embed(torch.tensor([[7, 8]]))
