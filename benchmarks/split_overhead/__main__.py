@@ -17,7 +17,7 @@ import benchmarks.split_overhead as package
 from benchmarks import envelope, environments
 from benchmarks.split_overhead import figures
 
-PARTS = ("single", "stages", "batch", "hop", "networks", "correct", "compute", "wire", "clients")
+PARTS = ("single", "stages", "batch", "hop", "fairness", "networks", "correct", "compute", "wire", "clients")
 
 
 def main() -> int:

@@ -14,6 +14,8 @@ STAGES = (2, 3, 4)
 _FIGURES = {
     ("hop", None): ("hop_us", "us"),
     ("correct", None): ("tokens", "tokens per case"),
+    ("fairness 2", None): ("gap_most_over_piece", "longest gap / piece"),
+    ("fairness 3", None): ("gap_most_over_piece", "longest gap / piece"),
     ("wire", None): ("bytes_per_hop", "bytes per token and hop"),
     (limits.PART, "decode"): ("median_over_limit", "x the limit"),
     (limits.PART, "prompt"): ("over_limit", "x the limit"),

@@ -7,13 +7,14 @@ stage of every ring.
 from __future__ import annotations
 
 import datetime
+import itertools
 import multiprocessing
 import os
 import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ class Workers:
         """Start one worker per entry of `cores` and wait until all are attached."""
         sites = sites or [Site(address=_ADDRESS) for _ in cores]
         self.names = [f"n{number}" for number in range(len(cores))]
+        self._numbers = itertools.count()
         self._told: queue.SimpleQueue[tuple[str, Mapping[str, Any]]] = queue.SimpleQueue()
         authority = Authority(
             folder, address=control.address, now=lambda: datetime.datetime.now(datetime.UTC)
@@ -163,21 +165,38 @@ class Workers:
         """
         made: dict[str, list[Mapping[str, Any]]] = {}
         for number in range(requests):
-            request = f"r{time.monotonic_ns()}-{number}"
-            made[request] = []
             own = [(token + 97 * number) for token in prompt]
-            fields = {"deployment": name, "request": request, "tokens": own, "max_tokens": tokens}
-            self._ask(self.names[0], "control", "generate", fields)
-        running, deadline_s = set(made), time.monotonic() + _GENERATION_TIMEOUT_S
+            made[self.begin(name, tokens=tokens, prompt=own)] = []
+        running = set(made)
+        for request, token in self.hear(running):
+            made[request].append(token)
+        return list(made.values())
+
+    def begin(self, name: str, *, tokens: int, prompt: Sequence[int]) -> str:
+        """Have a request answered; returns what it is called."""
+        request = f"r{next(self._numbers)}"
+        fields = {"deployment": name, "request": request, "tokens": list(prompt), "max_tokens": tokens}
+        self._ask(self.names[0], "control", "generate", fields)
+        return request
+
+    def hear(self, running: set[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Give what is told of tokens, with their requests, until all of `running` have ended.
+
+        Who has ended is taken out of it; so may others be, or put in, meanwhile.
+        """
+        deadline_s = time.monotonic() + _GENERATION_TIMEOUT_S
         while running:
             kind, fields = self._told.get(timeout=max(0.0, deadline_s - time.monotonic()))
             if kind == "token":
-                made[fields["request"]].append(fields)
+                yield fields["request"], fields
                 continue
-            if fields["finish_reason"] != "length":
+            if fields["finish_reason"] not in ("length", "cancelled"):
                 raise RuntimeError(f"a request ended with {fields['finish_reason']}: {fields.get('detail')}")
             running.discard(fields["request"])
-        return list(made.values())
+
+    def cancel(self, name: str, request: str) -> None:
+        """End a request."""
+        self._ask(self.names[0], "control", "cancel", {"deployment": name, "request": request})
 
     def _hear_tokens(self, _node: str, fields: Mapping[str, Any]) -> None:
         heard_s = time.monotonic()

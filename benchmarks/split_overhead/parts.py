@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from benchmarks.split_overhead import (
     clients,
     correct,
     emulated_link,
+    fairness,
     figures,
     hop,
     model,
@@ -27,6 +29,7 @@ from benchmarks.split_overhead import (
     wires,
 )
 from benchmarks.split_overhead.nodes import Workers
+from workers.head import CHUNK_ROWS
 from workers.models.precision import COMPUTE
 
 _PEERS = Path(__file__).parent / "peers"
@@ -111,6 +114,26 @@ class Bench:
                         row = {"part": "hop", "arm": arm, "pair": repeat - 1, "tokens": len(values)}
                         most = statistics.quantiles(values, n=100)[-1]
                         rows.append({**row, "hop_us": statistics.median(values), "hop_us_p99": most})
+        return rows
+
+    def fairness(self) -> list[dict[str, Any]]:
+        """Have prompts enter rings of 2 and 3 while a stream runs in them."""
+        rows = []
+        tokens = 128 if self._options.quick else 900
+        document = {"context": self._document["max_position_embeddings"]}
+        document["vocabulary"] = self._document["vocab_size"]
+        with self._workers(3) as workers:
+            for count in (1, 2, 3):
+                self._deploy(workers, str(count), count)
+                fairness.measure(workers, str(count), tokens=tokens, **document)
+            for pair in range(min(3, self._pairs)):
+                whole = fairness.measure(workers, "1", tokens=tokens, **document)
+                piece_s = whole["first_token_alone_s"] / math.ceil(tokens / CHUNK_ROWS)
+                for count in (2, 3):
+                    alone = fairness.measure(workers, str(count), tokens=tokens, **document)
+                    for prompts in (1, fairness.MANY):
+                        row = fairness.disturbed(workers, str(count), alone, piece_s=piece_s, prompts=prompts)
+                        rows.append({"part": f"{fairness.PART} {count}", "pair": pair, **row})
         return rows
 
     def networks(self) -> list[dict[str, Any]]:

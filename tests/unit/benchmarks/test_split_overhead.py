@@ -56,7 +56,7 @@ def test_a_quick_run_measures_every_part_on_loopback_and_writes_its_file(tmp_pat
     path = tmp_path / "split.json"
     parts = [
         word
-        for part in ("single", "stages", "batch", "hop", "correct", "compute", "wire")
+        for part in ("single", "stages", "batch", "hop", "fairness", "correct", "compute", "wire")
         for word in ("--part", part)
     ]
     command = [sys.executable, "-m", "benchmarks.split_overhead", "--quick", *parts, "--json", str(path)]
@@ -64,7 +64,8 @@ def test_a_quick_run_measures_every_part_on_loopback_and_writes_its_file(tmp_pat
     assert done.returncode == 0, done.stderr
     result = json.loads(path.read_text())
     assert {row["part"] for row in result["rows"]} == {
-        "single", "stages 2", "stages 3", "stages 4", "batch", "hop", "correct", "compute", "wire",
+        "single", "stages 2", "stages 3", "stages 4", "batch", "hop", "fairness 2", "fairness 3", "correct",
+        "compute", "wire",
     }  # fmt: skip
     unknown = [target["name"] for target in result["targets"] if target["value"] is None]
     assert [name for name in unknown if not name.startswith(("networks", "clients"))] == [
