@@ -49,7 +49,7 @@ from workers.wire import Frame
 
 logger = logging.getLogger(__name__)
 
-PEER_KINDS = frozenset({"activation", "activations", "release"})
+PEER_KINDS = frozenset({"activation", "activations", "passed", "release"})
 SHARD_KINDS = frozenset({"probe.layer", "generate", "cancel"})
 STOP_PATIENCE_S = 3.0
 EXIT_CONFIG, EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_FAILED = 2, 3, 4, 1

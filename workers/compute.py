@@ -28,14 +28,17 @@ LOOK_S = 0.1
 
 
 class ComputeThread:
-    """Runs tasks in the order they came, one at a time.
+    """Runs tasks in the order they came, one at a time; long ones take turns with the others.
 
-    `on_idle` is called whenever nothing is left to do; it returns the seconds until it wants to be called
-    again, or None.
+    Between two long tasks all others run that had come by the end of the first: whatever waits for its turn
+    waits for one long task at most, and neither kind keeps the other out. `on_idle` is called when nothing
+    is left to do; it returns the seconds until it wants to be called again, or None.
     """
 
     def __init__(self, name: str, *, on_idle: Callable[[], float | None]) -> None:
         self._tasks: deque[Task] = deque()
+        self._long: deque[Task] = deque()
+        self._before_long = 0
         self._on_idle = on_idle
         self._changed = threading.Condition()
         self._turn: int | None = None
@@ -44,11 +47,11 @@ class ComputeThread:
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, task: Task) -> None:
+    def submit(self, task: Task, *, long: bool = False) -> None:
         """Queue a task; raises RequestRefused when too many wait or the thread is ending."""
         with self._changed:
             self._check_open()
-            self._queue(task)
+            self._queue(task, long=long)
 
     def offer(self, task: Task) -> None:
         """Run a short task, and what follows it, in this thread if nothing else is to be done; else queue it.
@@ -57,7 +60,7 @@ class ComputeThread:
         """
         with self._changed:
             self._check_open()
-            if self._turn is not None or self._tasks:
+            if self._turn is not None or self._waits():
                 self._queue(task)
                 return
             self._turn = threading.get_ident()
@@ -66,16 +69,16 @@ class ComputeThread:
             _run(self._own.popleft())
         with self._changed:
             self._turn = None
-            if self._tasks or self._closing:
+            if self._waits() or self._closing:
                 self._changed.notify()
 
-    def follow_up(self, task: Task) -> None:
-        """Queue what a task has to be followed by; never refused, because a task causes one at most."""
-        if self._turn == threading.get_ident() and self._turn != self._thread.ident:
+    def follow_up(self, task: Task, *, long: bool = False) -> None:
+        """Queue what a task has to be followed by; never refused, because a task causes one of a kind."""
+        if not long and self._turn == threading.get_ident() and self._turn != self._thread.ident:
             self._own.append(task)
             return
         with self._changed:
-            self._queue(task)
+            self._queue(task, long=long)
 
     def call(self, task: Callable[[], Result], timeout_s: float) -> Result:
         """Run a task in its turn and return its result, or raise what it raised."""
@@ -98,13 +101,28 @@ class ComputeThread:
     def _check_open(self) -> None:
         if self._closing:
             raise RequestRefused("ending", "this worker is ending")
-        if len(self._tasks) >= MAX_TASKS:
+        if len(self._tasks) + len(self._long) >= MAX_TASKS:
             raise RequestRefused("busy", f"{MAX_TASKS} tasks wait on this node")
 
-    def _queue(self, task: Task) -> None:
-        self._tasks.append(task)
+    def _queue(self, task: Task, *, long: bool = False) -> None:
+        if not long:
+            self._tasks.append(task)
+        else:
+            if not self._long:
+                self._before_long = len(self._tasks)
+            self._long.append(task)
         if self._turn is None:
             self._changed.notify()
+
+    def _waits(self) -> bool:
+        return bool(self._tasks or self._long)
+
+    def _next(self) -> tuple[Task, bool]:
+        """Take the task whose turn it is, and tell whether it is a long one; one must wait."""
+        if self._tasks and (self._before_long or not self._long):
+            self._before_long = max(0, self._before_long - 1)
+            return self._tasks.popleft(), False
+        return self._long.popleft(), True
 
     def _work(self) -> None:
         wait_s: float | None = 0.0
@@ -118,16 +136,18 @@ class ComputeThread:
                 if self._turn is not None:
                     continue
                 self._turn = self._thread.ident
-                task = self._tasks.popleft() if due else None
+                task, long = self._next() if due else (None, False)
             if task is not None:
                 _run(task)
-            if not self._tasks:
+            if not self._waits():
                 wait_s = self._idle()
             with self._changed:
                 self._turn = None
+                if long:
+                    self._before_long = len(self._tasks)
 
     def _can_work(self) -> bool:
-        return self._turn is None and (bool(self._tasks) or self._closing)
+        return self._turn is None and (self._waits() or self._closing)
 
     def _idle(self) -> float | None:
         try:

@@ -1,9 +1,10 @@
 """The head of a deployment: runs generations round the ring, token by token, across route epochs.
 
-Everything here is used by whoever has the compute thread's turn. A generation has at most one pass round the
-ring under way; those that are ready go together, in as many groups as the ring has stages, so that each stage
-has one to work on. When another epoch is committed, every generation is replayed through the new ring from
-its tokens; what still comes out of the old one is not waited for and not used.
+Everything here is used by whoever has the compute thread's turn. A generation has at most one single row
+under way; those that are ready go together, in as many groups as the ring has stages, so that each stage has
+one to work on. Prompts go in pieces, each a long task of the compute thread, and take turns; no more of them
+are in the ring than keep it busy. When another epoch is committed, every generation is replayed through the
+new ring from its tokens; what still comes out of the old one is not waited for and not used.
 """
 
 from __future__ import annotations
@@ -13,15 +14,14 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from workers import activations, ring_frames
+from workers.generation import Generation
 from workers.kv_cache import CacheError
-from workers.models.tokenizer import TextStream
-from workers.sampling import GREEDY, Choice, Sampling
+from workers.pieces import Piece, PieceWindow
+from workers.sampling import Choice
 from workers.stage import Asked, Place, Rows, Stage
-from workers.stopping import StopTexts
 
 logger = logging.getLogger(__name__)
 
@@ -35,49 +35,17 @@ TELL_INTERVAL_S = 0.01
 Notify = Callable[[str, dict[str, Any]], None]
 
 
-@dataclass(slots=True, kw_only=True)
-class Generation:
-    """One request that is being answered."""
+class FollowUp(Protocol):
+    """Queues a task for the compute thread."""
 
-    request: str
-    number: int = 0
-    """What the ring knows the request by; given by the head."""
-    tokens: list[int]
-    prompt_tokens: int
-    max_tokens: int
-    text: TextStream
-    last_token_s: float
-    sampling: Sampling = GREEDY
-    stops: StopTexts = field(default_factory=StopTexts)
-    stage: Stage | None = None
-    """Whose ring holds the caches; None before the first pass."""
-    cached: int = 0
-    """Tokens whose rows have gone into that ring."""
-    sequence: int = 0
-    entering: bool = False
-    """Pieces of its tokens have gone into the ring, and more are to follow."""
-    replayed: int = 0
-    due_s: float | None = None
-    """When the pass under way is overdue; None if none is, or it was told already."""
-    in_flight: bool = False
-    scheduled: bool = False
-    ended: bool = False
-
-    @property
-    def missing(self) -> int:
-        """Tokens whose rows have not gone into the ring."""
-        return len(self.tokens) - self.cached
-
-    @property
-    def made(self) -> int:
-        """Tokens generated so far."""
-        return len(self.tokens) - self.prompt_tokens
+    def __call__(self, task: Callable[[], None], *, long: bool = False) -> None:
+        """Queue it; never refused."""
 
 
 class Head:
     """The generations of one deployment.
 
-    `follow_up` queues a task for the compute thread, `notify` tells the orchestrator and never waits.
+    `notify` tells the orchestrator and never waits.
     """
 
     def __init__(
@@ -85,7 +53,7 @@ class Head:
         deployment: str,
         *,
         notify: Notify,
-        follow_up: Callable[[Callable[[], None]], None],
+        follow_up: FollowUp,
         clock: Callable[[], float],
     ) -> None:
         self._deployment = deployment
@@ -98,6 +66,9 @@ class Head:
         self._numbers = itertools.count(1)
         self._ready: deque[Generation] = deque()
         self._dispatching = False
+        self._prompts: deque[Generation] = deque()
+        self._entering = False
+        self._window = PieceWindow(stages=1, piece_rows=CHUNK_ROWS)
         self._untold: list[dict[str, Any]] = []
         self._told_s = -math.inf
 
@@ -122,9 +93,11 @@ class Head:
     def switch(self, stage: Stage) -> None:
         """Go on with a newly committed epoch."""
         self._current = stage
+        self._window = PieceWindow(stages=stage.assignment.ring_nodes, piece_rows=CHUNK_ROWS)
         for generation in self._generations.values():
             generation.in_flight, generation.due_s = False, None
             self._schedule(generation)
+        self._let_enter()
 
     def retire(self, epoch: int) -> None:
         """End everything if the committed epoch is this one or older."""
@@ -154,8 +127,20 @@ class Head:
             except CacheError as error:
                 self._give_up(generation, error)
                 return
+        self.passed(stage, place.number, place.sequence)
         if not partial:
             self._go_on([generation], stage, rows[-1:])
+
+    def passed(self, stage: Stage, number: int, sequence: int) -> None:
+        """Learn that a piece of a prompt has passed all layers, and with it those before it."""
+        generation = self._numbered.get(number)
+        if generation is None or generation.stage is not stage or stage is not self._current:
+            return
+        if self._window.returned(number, sequence, now_s=self._clock()):
+            generation.due_s = None
+            if self._window.awaits(number):
+                self._await(generation, stage)
+            self._let_enter()
 
     def _go_on(self, generations: Sequence[Generation], stage: Stage, rows: Rows) -> None:
         """Take what came round and send on what follows from it, before anything else that waits."""
@@ -209,47 +194,67 @@ class Head:
             self._follow_up(self._dispatch)
 
     def _dispatch(self) -> None:
-        """Send what the ring does not have yet on its way: one prompt, or one group of single rows."""
+        """Send one group of single rows on its way; prompts wait for a long task's turn."""
         self._dispatching = False
         stage = self._current
         group: list[Generation] = []
         while self._ready and len(group) < self._group_size(stage):
-            generation = self._ready[0]
-            wanted = stage is not None and not generation.ended and not generation.in_flight
-            prompt = wanted and (
-                generation.stage is not stage or generation.entering or generation.missing > 1
-            )
-            if prompt and group:
-                break
-            self._ready.popleft()
+            generation = self._ready.popleft()
+            if stage is not None and generation.goes_as_prompt(stage):
+                self._prompts.append(generation)
+                continue
             generation.scheduled = False
-            if stage is not None and prompt:
-                self._tell_tokens()
-                self._send_prompt(generation, stage)
-                break
-            if wanted:
+            if stage is not None and not generation.ended and not generation.in_flight:
                 group.append(generation)
         if stage is not None and group:
             self._send_together(group, stage)
         if self._ready and not self._dispatching:
             self._dispatching = True
             self._follow_up(self._dispatch)
+        self._let_enter()
         if self._telling_is_due():
             self._tell_tokens()
+
+    def _let_enter(self) -> None:
+        """Have the next piece of a prompt sent when it is a long task's turn, if one may go."""
+        if self._prompts and not self._entering and self._window.takes_more():
+            self._entering = True
+            self._follow_up(self._enter, long=True)
+
+    def _enter(self) -> None:
+        """Send a piece of the prompt whose turn it is."""
+        self._entering = False
+        stage = self._current
+        while self._prompts:
+            generation = self._prompts[0]
+            if stage is not None and generation.goes_as_prompt(stage):
+                if not self._window.takes_more() or not self._link_takes_more(stage):
+                    return
+                self._prompts.popleft()
+                generation.scheduled = False
+                self._tell_tokens()
+                self._send_piece(generation, stage)
+                break
+            self._prompts.popleft()
+            generation.scheduled = False
+        self._let_enter()
+
+    def _link_takes_more(self, stage: Stage) -> bool:
+        """Tell whether the link takes another piece; if not, it is tried again once it does."""
+        return stage.link is None or stage.link.takes_more(lambda: self._follow_up(self._let_enter))
 
     def _group_size(self, stage: Stage | None) -> int:
         """Return how many sequences go together, so that every stage of the ring has a group."""
         stages = 1 if stage is None else stage.assignment.ring_nodes
         return min(ring_frames.MOST_TOGETHER, max(1, math.ceil(len(self._generations) / stages)))
 
-    def _send_prompt(self, generation: Generation, stage: Stage) -> None:
+    def _send_piece(self, generation: Generation, stage: Stage) -> None:
         """Send the next piece of what the ring does not have of a sequence: of all, if it is new to it."""
         if generation.stage is not stage:
             self._leave_ring(generation)
             generation.replayed = len(generation.tokens) if generation.stage else 0
             generation.stage, generation.cached = stage, 0
-        elif stage.link and not stage.link.takes_more(lambda: self._follow_up(self._again(generation))):
-            return
+        began_s = self._clock()
         position = generation.cached
         tokens = generation.tokens[position : position + CHUNK_ROWS]
         generation.entering = len(tokens) < generation.missing
@@ -262,13 +267,16 @@ class Head:
                 return
         place = self._next_pass(generation, len(tokens))
         if stage.link is not None:
-            ring_frames.send_prompt(stage, place, rows, partial=generation.entering)
+            self._window.sent(place.number, place.sequence, rows=len(tokens), now_s=began_s)
+            self._await(generation, stage)
+            ring_frames.send_prompt(stage, Piece(place, rows, generation.entering))
         if generation.entering:
-            self._schedule(generation)
+            generation.scheduled = True
+            self._prompts.append(generation)
         elif stage.link is None:
-            self._take([generation], stage, rows[-1:])
+            self._go_on([generation], stage, rows[-1:])
         else:
-            self._under_way([generation], stage)
+            generation.in_flight = True
 
     def _send_together(self, generations: list[Generation], stage: Stage) -> None:
         """Send the next row of each of several sequences."""
@@ -281,12 +289,11 @@ class Head:
         if stage.link is None or not generations:
             self._take(generations, stage, rows)
             return
-        self._under_way(generations, stage)
+        for generation in generations:
+            generation.in_flight = True
+            self._await(generation, stage)
         stage.together = self._group_size(stage)
         ring_frames.send_rows(stage, places, rows)
-
-    def _again(self, generation: Generation) -> Callable[[], None]:
-        return lambda: self._schedule(generation)
 
     def _next_pass(self, generation: Generation, count: int) -> Place:
         position = generation.cached
@@ -294,10 +301,9 @@ class Head:
         generation.sequence += 1
         return Place(generation.number, position, generation.sequence)
 
-    def _under_way(self, generations: Sequence[Generation], stage: Stage) -> None:
-        due_s = self._clock() + stage.assignment.request_timeout_s
-        for generation in generations:
-            generation.in_flight, generation.due_s = True, due_s
+    def _await(self, generation: Generation, stage: Stage) -> None:
+        """Expect something of a generation to come round in time."""
+        generation.due_s = self._clock() + stage.assignment.request_timeout_s
 
     def _step(
         self, stage: Stage, generations: list[Generation], places: Sequence[Place], rows: Rows
@@ -383,8 +389,10 @@ class Head:
         self._tell_tokens()
         generation.ended = True
         del self._generations[generation.request], self._numbered[generation.number]
+        self._window.forget(generation.number)
         self._leave_ring(generation)
         self._tell("done", generation, finish_reason=reason, detail=detail, tokens=generation.made)
+        self._let_enter()
 
     def _leave_ring(self, generation: Generation) -> None:
         """Free the caches of the ring that the generation used, unless that epoch is gone already."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from workers import activations, fields
 from workers.errors import WireError
+from workers.pieces import Piece
 from workers.stage import Place, Rows, Stage
 from workers.wire import Form, Frame
 
@@ -26,12 +27,19 @@ def address(stage: Stage, number: int) -> dict[str, Any]:
     return {"deployment": stage.assignment.deployment, "epoch": stage.epoch, "number": number}
 
 
-def send_prompt(stage: Stage, place: Place, rows: Rows, *, partial: bool) -> None:
-    """Send rows [T, H] of one sequence, from its place on, to the next node; `partial`: more follow."""
+def send_prompt(stage: Stage, piece: Piece) -> None:
+    """Send a piece of a prompt to the next node."""
     assert stage.link is not None
-    where = {"position": place.position, "sequence": place.sequence, "partial": partial}
-    tensors = activations.packed(rows, stage.assignment.wire)
+    place = piece.place
+    where = {"position": place.position, "sequence": place.sequence, "partial": piece.partial}
+    tensors = activations.packed(piece.rows, stage.assignment.wire)
     stage.link.send("activation", {**address(stage, place.number), **where}, tensors)
+
+
+def send_passed(stage: Stage, place: Place) -> None:
+    """Tell the head that a piece of a prompt, of which more follow, has passed the last layer."""
+    assert stage.link is not None
+    stage.link.send("passed", {**address(stage, place.number), "sequence": place.sequence})
 
 
 def send_rows(stage: Stage, places: Sequence[Place], rows: Rows) -> None:
@@ -74,6 +82,13 @@ def places(frame: Frame) -> list[Place]:
     if len(places) > 1 and len({place.number for place in places}) != len(places):
         raise WireError("activations: two rows of one request")
     return places
+
+
+def piece(stage: Stage, frame: Frame) -> Piece:
+    """Return what an `activation` frame brings."""
+    found = Piece(place_of(frame.fields), rows(stage, frame), frame.fields.get("partial") is True)
+    check_within(stage, found.place, len(found.rows))
+    return found
 
 
 def place_of(message: Mapping[str, Any]) -> Place:

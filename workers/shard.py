@@ -19,25 +19,23 @@ from workers.compute import ComputeThread
 from workers.deployments import Deployment, Deployments, held_bytes
 from workers.device import Pacer
 from workers.errors import LinkError, ModelError, RequestRefused, WireError
-from workers.head import Generation, Head
+from workers.generation import Generation
+from workers.head import Head
 from workers.kv_cache import Budget, CacheError, MemoryBudget
 from workers.layer_store import Parameters
 from workers.link import Reply
 from workers.models.config import parse_config
 from workers.models.precision import COMPUTE
-from workers.models.tokenizer import TextStream
 from workers.peers import Dial, PeerLink, PeerLinks
+from workers.pieces import Piece
 from workers.probe import probe_layer
-from workers.sampling import Sampling
 from workers.stage import Failures, Place, Rows, Stage, take_arrived
-from workers.stopping import LONGEST_STOP, MOST_STOPS, StopTexts
 from workers.wire import Frame
 
 logger = logging.getLogger(__name__)
 
 COMMAND_TIMEOUT_S = 30.0
 PROBE_TIMEOUT_S = 60.0
-_LONGEST_PROMPT = 8 << 20
 
 
 class ShardHost:
@@ -98,7 +96,7 @@ class ShardHost:
             raise RequestRefused("unreachable", f"the next node: {error}") from error
 
     def on_peer_frame(self, peer_name: str, frame: Frame, *, more: bool = False) -> None:
-        """Check an `activation`, `activations` or `release` of another node, and run or queue it.
+        """Check an `activation`, `activations`, `passed` or `release` of another node, and run or queue it.
 
         Single rows are run in this thread where nothing else is to be done, which takes as long as a token
         takes; nothing else is waited for. Where `more` frames wait behind it, they are queued, so that they
@@ -119,6 +117,9 @@ class ShardHost:
             elif frame.kind == "release":
                 number, failure = fields.integer(frame.fields, "number"), ring_frames.failure(frame.fields)
                 self._compute.submit(lambda: self._release(stage, number, failure))
+            elif frame.kind == "passed":
+                number, sequence = (fields.integer(frame.fields, name) for name in ("number", "sequence"))
+                self._compute.submit(lambda: self._passed(stage, number, sequence))
             else:
                 raise WireError(f"{frame.kind!r} of {peer_name} is not taken here")
         except RequestRefused as error:
@@ -216,17 +217,7 @@ class ShardHost:
             raise RequestRefused(
                 "not-head", f"this node is not the head of {deployment.name} in a committed epoch"
             )
-        tokens = _prompt(message, stage)
-        generation = Generation(
-            request=fields.text(message, "request"),
-            tokens=tokens,
-            prompt_tokens=len(tokens),
-            max_tokens=_max_tokens(message, stage, len(tokens)),
-            text=TextStream(stage.tokenizer),
-            last_token_s=self._clock(),
-            sampling=Sampling.parse(fields.section(message, "sampling") if "sampling" in message else {}),
-            stops=StopTexts(_stops(message)),
-        )
+        generation = Generation.parse(message, stage, now_s=self._clock())
         prompt_tokens = generation.prompt_tokens
         refusal = self._compute.call(lambda: deployment.head.start(generation), COMMAND_TIMEOUT_S)
         if refusal:
@@ -262,10 +253,13 @@ class ShardHost:
         return stage
 
     def _take_prompt(self, stage: Stage, frame: Frame) -> None:
-        place, rows = ring_frames.place_of(frame.fields), ring_frames.rows(stage, frame)
-        ring_frames.check_within(stage, place, len(rows))
-        partial = frame.fields.get("partial") is True
-        self._compute.submit(lambda: self._pass_on(stage, place, rows, partial=partial))
+        """Take a piece of a prompt, or what the ring gives of it to a head that has no layers for it."""
+        piece = ring_frames.piece(stage, frame)
+        if stage.assignment.head and not stage.assignment.ends_ring:
+            self._compute.submit(lambda: self._pass_on(stage, piece))
+            return
+        stage.pieces.add(piece)
+        self._compute.submit(lambda: self._run_piece(stage), long=True)
 
     def _take_rows(self, stage: Stage, frame: Frame, *, more: bool) -> None:
         """Take one row of each of several sequences."""
@@ -282,41 +276,59 @@ class ShardHost:
         bring = self._compute.submit if more else self._compute.offer
         bring(lambda: self._step(stage))
 
-    def _pass_on(self, stage: Stage, place: Place, rows: Rows, *, partial: bool) -> None:
-        """Run rows of one sequence, a prompt's, and send them on; `partial`: more of them follow.
+    def _run_piece(self, stage: Stage) -> None:
+        """Run the piece that has waited longest; one that was to run may have been dropped meanwhile."""
+        piece = stage.pieces.take()
+        if piece is not None:
+            self._pass_on(stage, piece)
 
-        After the last layer the head needs the prompt's last row alone.
+    def _pass_on(self, stage: Stage, piece: Piece) -> None:
+        """Run rows of one sequence, a prompt's, and send them on.
+
+        After the last layer the head needs the prompt's last row alone, and to know of the others.
         """
         if stage.closed:
             return
+        place = piece.place
         self._leave_older(stage, [place])
         if stage.link is None or stage.assignment.head:
-            self._head_of(stage).prompt_came_round(stage, place, rows, partial=partial)
+            self._head_of(stage).prompt_came_round(stage, place, piece.rows, partial=piece.partial)
             return
         try:
-            rows = stage.prefill(place.number, place.position, rows)
+            rows = stage.prefill(place.number, place.position, piece.rows)
         except CacheError as error:
             self._tell_failure(stage, place, error)
             return
         if not stage.assignment.has_last_layer:
-            ring_frames.send_prompt(stage, place, rows, partial=partial)
-        elif not partial:
+            ring_frames.send_prompt(stage, piece._replace(rows=rows))
+        elif piece.partial:
+            ring_frames.send_passed(stage, place)
+        else:
             last = place._replace(position=place.position + len(rows) - 1)
-            ring_frames.send_prompt(stage, last, rows[-1:], partial=False)
+            ring_frames.send_prompt(stage, Piece(last, rows[-1:], partial=False))
+
+    def _passed(self, stage: Stage, number: int, sequence: int) -> None:
+        if not stage.closed and stage.assignment.head:
+            self._head_of(stage).passed(stage, number, sequence)
 
     def _step(self, stage: Stage) -> None:
-        """Run the single rows that have arrived for a stage, together, and send them on."""
-        while not stage.closed and (taken := take_arrived(stage)) is not None:
-            places, rows = taken
-            self._leave_older(stage, places)
-            if stage.link is None or stage.assignment.head:
-                self._head_of(stage).came_round(stage, places, rows)
-                continue
-            failures = stage.step(places, rows)
-            if failures:
-                places, rows = self._without(stage, places, rows, failures)
-            if places:
-                ring_frames.send_rows(stage, places, rows)
+        """Run single rows that have arrived for a stage, as many as go together, and send them on.
+
+        Each frame that brings rows brings such a task, so that those of the last one find none left.
+        """
+        taken = None if stage.closed else take_arrived(stage)
+        if taken is None:
+            return
+        places, rows = taken
+        self._leave_older(stage, places)
+        if stage.link is None or stage.assignment.head:
+            self._head_of(stage).came_round(stage, places, rows)
+            return
+        failures = stage.step(places, rows)
+        if failures:
+            places, rows = self._without(stage, places, rows, failures)
+        if places:
+            ring_frames.send_rows(stage, places, rows)
 
     def _without(
         self, stage: Stage, places: list[Place], rows: Rows, failures: Failures
@@ -355,40 +367,3 @@ class ShardHost:
     def _tell_overdue(self) -> float | None:
         waits = [deployment.head.tell_overdue() for deployment in self._deployments.all()]
         return min((wait_s for wait_s in waits if wait_s is not None), default=None)
-
-
-def _prompt(message: Mapping[str, Any], stage: Stage) -> list[int]:
-    tokens = message.get("tokens")
-    if tokens is None:
-        assert stage.tokenizer is not None
-        prompt = fields.text(message, "prompt", longest=_LONGEST_PROMPT)
-        tokens = stage.tokenizer.encode(prompt, bare=message.get("bare") is True)
-    vocabulary = stage.assignment.config.vocabulary_size
-    if not isinstance(tokens, list) or not tokens:
-        raise RequestRefused("bad-field", "the prompt has no tokens")
-    if not all(type(token) is int and 0 <= token < vocabulary for token in tokens):
-        raise RequestRefused("bad-field", f"the prompt's tokens must be whole numbers below {vocabulary}")
-    return list(tokens)
-
-
-def _max_tokens(message: Mapping[str, Any], stage: Stage, prompt_tokens: int) -> int:
-    context_tokens = stage.assignment.context_tokens
-    wanted = {"max_tokens": max(1, context_tokens - prompt_tokens), **message}
-    max_tokens = fields.integer(wanted, "max_tokens", least=1)
-    if prompt_tokens + max_tokens > context_tokens:
-        raise RequestRefused(
-            "context-exceeded",
-            f"a prompt of {prompt_tokens} tokens and {max_tokens} new ones exceed the deployment's context "
-            f"of {context_tokens}; shorten the prompt or ask for fewer tokens",
-        )
-    return max_tokens
-
-
-def _stops(message: Mapping[str, Any]) -> list[str]:
-    stops = message.get("stop", [])
-    if not isinstance(stops, list) or len(stops) > MOST_STOPS:
-        raise RequestRefused("bad-field", f"stop must be a list of at most {MOST_STOPS} texts")
-    for stop in stops:
-        if not isinstance(stop, str) or not 1 <= len(stop) <= LONGEST_STOP:
-            raise RequestRefused("bad-field", f"a stop text must have 1 to {LONGEST_STOP} characters")
-    return stops

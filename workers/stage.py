@@ -24,6 +24,7 @@ from workers.models.decoders import decoder_of
 from workers.models.split import build
 from workers.models.tokenizer import Tokenizer
 from workers.peers import PeerLink
+from workers.pieces import WaitingPieces
 from workers.sampling import GREEDY, Choice, Sampling, choose
 from workers.wire import Form
 
@@ -58,7 +59,8 @@ class Stage:
     """Runs rows through this node's layers at the pace of its device.
 
     `arrived` are single rows of some sequences that wait to be run, `together` how many of them may be at
-    once, by the head's last word; any thread may append. `forms` are the frames that carry them on.
+    once, by the head's last word; any thread may append. `pieces` are a prompt's that wait. `forms` are the
+    frames that carry single rows on.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Stage:
         self.link = link
         self.closed = False
         self.arrived: deque[tuple[list[Place], Rows]] = deque()
+        self.pieces = WaitingPieces()
         self.together = 1
         self.forms: dict[tuple[int, int], Form] = {}
         self.tokenizer = Tokenizer(assignment.tokenizer_json) if assignment.tokenizer_json else None
@@ -154,7 +157,8 @@ class Stage:
         return found
 
     def forget(self, number: int) -> None:
-        """Free the cache of a sequence."""
+        """Free what is held of a sequence."""
+        self.pieces.drop(number)
         cache = self._caches.pop(number, None)
         if cache:
             cache.free()
@@ -163,6 +167,7 @@ class Stage:
         """Free all caches; what arrives for this epoch afterwards is dropped."""
         self.closed = True
         self.arrived.clear()
+        self.pieces.clear()
         for number in list(self._caches):
             self.forget(number)
 

@@ -107,3 +107,49 @@ def test_a_closed_one_takes_nothing(compute: ComputeThread) -> None:
     for bring in (compute.submit, compute.offer):
         with pytest.raises(RequestRefused, match="ending"):
             bring(lambda: None)
+
+
+def test_between_two_long_tasks_go_those_that_waited_by_the_end_of_the_first(compute: ComputeThread) -> None:
+    ran: list[str] = []
+    going, gate = threading.Event(), threading.Event()
+
+    def first() -> None:
+        going.set()
+        gate.wait(10)
+
+    compute.submit(first)
+    assert going.wait(10)
+    for number in range(3):
+        compute.submit(lambda number=number: ran.append(f"long {number}"), long=True)
+    compute.submit(lambda: (ran.append("a"), compute.submit(lambda: ran.append("late")))[0])
+    compute.submit(lambda: ran.append("b"))
+    gate.set()
+    wait_for(lambda: len(ran) == 6, "all tasks")
+    assert ran == ["long 0", "a", "b", "long 1", "late", "long 2"]
+
+
+def test_neither_kind_of_task_keeps_the_other_out(compute: ComputeThread) -> None:
+    ran: list[str] = []
+    more = {"long": True, "short": False}
+
+    def again(kind: str) -> None:
+        ran.append(kind)
+        if len(ran) < 200:
+            compute.follow_up(lambda: again(kind), long=more[kind])
+
+    for kind, long in more.items():
+        compute.submit(lambda kind=kind: again(kind), long=long)
+    wait_for(lambda: len(ran) >= 200, "all tasks")
+    assert 80 <= ran[:200].count("long") <= 120
+
+
+def test_what_is_offered_waits_for_a_long_task_that_waits(compute: ComputeThread) -> None:
+    ran: list[str] = []
+
+    def task() -> None:
+        threading.Thread(target=lambda: compute.submit(lambda: ran.append("long"), long=True)).start()
+        wait_for(lambda: compute._long, "the long task")
+        ran.append("offered")
+
+    compute.offer(task)
+    wait_for(lambda: ran == ["offered", "long"], "both tasks")
