@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import benchmarks.round_overhead as package
-from benchmarks import envelope, environments
+from benchmarks import envelope, environments, loopback
 from benchmarks.round_overhead import arms, figures, model
 from orchestrator.adapters.certificates import Authority
 
@@ -38,7 +37,6 @@ def main() -> int:
         for peer in options.peers:
             environments.python_of(peer, options.cache, make=not options.quick, pins=_PEERS)
         return _go_inside()
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True, timeout=10)
     rows: list[dict[str, Any]] = []
     failed: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -75,11 +73,11 @@ def _options() -> argparse.Namespace:
 
 def _go_inside() -> int:
     """Run this program again where there is no network but `lo`."""
-    as_user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    if shutil.which("unshare") is None:
-        print("unshare (util-linux) is needed for a network namespace", file=sys.stderr)
+    try:
+        command = loopback.alone([sys.executable, "-m", package.__name__, *sys.argv[1:]])
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
         return 1
-    command = ["unshare", *as_user, "--net", "--", sys.executable, "-m", package.__name__, *sys.argv[1:]]
     return subprocess.run(command, env={**os.environ, _INSIDE: "1"}).returncode
 
 

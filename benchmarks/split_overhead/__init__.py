@@ -8,6 +8,9 @@ this process and has the last core, which with two cores it shares with every se
 - `single`: tokens/s of one request on one worker that holds the whole model, against `generate` with its KV
   cache of the transformers library, and llama.cpp (from xllamacpp's wheel, in an environment of its own).
 - `stages`: the same request over 2, 3 and 4 workers, over mutual TLS on loopback, against that one worker.
+  Beside them, as `llamacpp one` and `llamacpp split`, llama.cpp in one process and its layers over as many by
+  its RPC backend (a client and servers, unencrypted, in a network namespace with `lo` only), built from the
+  source in llama-cpp-python's package when it is first wanted, in some minutes. No target stands on it.
 - `batch`: 8 requests at once over 2 workers on 2 cores, against one worker on one core.
 - `hop`: from the compute thread of one worker to that of the next (serialise, encrypt, send, receive,
   decrypt, check, hand over), one row of hidden values, in both directions of a ring of two.

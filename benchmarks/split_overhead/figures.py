@@ -11,6 +11,8 @@ from benchmarks.split_overhead import limits
 
 Row = Mapping[str, Any]
 STAGES = (2, 3, 4)
+RPC_ONE, RPC_SPLIT = "llamacpp one", "llamacpp split"
+"""llama.cpp in one process, and its layers over several by its RPC backend, which does not encrypt."""
 _FIGURES = {
     ("hop", None): ("hop_us", "us"),
     ("correct", None): ("tokens", "tokens per case"),
@@ -80,6 +82,15 @@ def attainable(rows: Sequence[Row]) -> str | None:
     )
 
 
+def rpc_kept(rows: Sequence[Row]) -> str | None:
+    """Say what llama.cpp keeps when its RPC backend splits it, where that was measured."""
+    found = {stages: ratio(rows, f"stages {stages}", RPC_SPLIT, RPC_ONE) for stages in STAGES}
+    told = ", ".join(f"{kept:.3f} with {stages}" for stages, kept in found.items() if kept is not None)
+    return (
+        f"stages: of its own single process, llama.cpp over RPC, unencrypted, keeps {told}" if told else None
+    )
+
+
 def ratio(rows: Sequence[Row], part: str, arm: str, base: str) -> float | None:
     """Return the median over pairs of one arm's tokens/s through the other's; None without pairs."""
     speeds = {
@@ -132,5 +143,6 @@ def _differences(rows: Sequence[Row]) -> int | None:
 
 
 def _same_tokens(rows: Sequence[Row]) -> bool | None:
-    told = [row["same_tokens"] for row in rows if row.get("same_tokens") is not None]
+    own = [row for row in rows if row["part"] == "single"]
+    told = [row["same_tokens"] for row in own if row["same_tokens"] is not None]
     return all(told) if told else None

@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import environments
-from benchmarks.round_overhead import arms
+from benchmarks.round_overhead.arms import Arm
 from benchmarks.split_overhead import (
     clients,
     correct,
@@ -29,12 +28,15 @@ from benchmarks.split_overhead import (
     wires,
 )
 from benchmarks.split_overhead.nodes import Workers
+from benchmarks.split_overhead.peer_arms import Peers
 from workers.head import CHUNK_ROWS
 from workers.models.precision import COMPUTE
 
-_PEERS = Path(__file__).parent / "peers"
 _REQUESTS = 8
 Run = Callable[[], dict[str, Any]]
+_FIGURES = (
+    "tokens_per_s", "bytes_per_token", "encrypted", "same_tokens", "first_difference", "margin_there"
+)  # fmt: skip
 _CLEAR_MARGIN = 1e-4
 """Logits nearer to each other than this may change places by rounding (DESIGN.md, section 7)."""
 
@@ -61,7 +63,7 @@ class Bench:
             workers = stack.enter_context(self._workers(1))
             self._deploy(workers, "one", 1)
             runs: dict[str, Run] = {"ours": lambda: self._one_request(workers, "one")}
-            for peer in self._peers(stack):
+            for peer in self._peers.whole(stack):
                 runs[peer.plan.name] = peer.round
             for _ in range(2):
                 runs["ours"]()
@@ -73,18 +75,25 @@ class Bench:
         return rows
 
     def stages(self) -> list[dict[str, Any]]:
-        """Compare rings of 2, 3 and 4 workers with one worker."""
+        """Compare rings of 2, 3 and 4 workers with one; beside them, llama.cpp over as many processes."""
         rows = []
-        with self._workers(max(figures.STAGES)) as workers:
-            for count in (1, *figures.STAGES):
+        with ExitStack() as stack:
+            workers = stack.enter_context(self._workers(max(figures.STAGES)))
+            counts = (1, *figures.STAGES)
+            for count in counts:
                 self._deploy(workers, str(count), count)
-                self._one_request(workers, str(count))
+                ours = self._one_request(workers, str(count))
+            peers = self._peers.rpc(stack, counts)
             for count in figures.STAGES:
-                rows += self._paired(
-                    f"stages {count}",
-                    one=lambda: self._one_request(workers, "1"),
-                    split=lambda count=count: self._one_request(workers, str(count)),
-                )
+                runs: dict[str, Run] = {
+                    "one": lambda: self._one_request(workers, "1"),
+                    "split": lambda count=count: self._one_request(workers, str(count)),
+                }
+                if peers:
+                    runs[figures.RPC_ONE] = lambda: self._beside(peers[1], ours)
+                    runs[figures.RPC_SPLIT] = lambda count=count: self._beside(peers[count], ours)
+                rows += self._paired(f"stages {count}", **runs)
+        self._notes += filter(None, [figures.rpc_kept(rows)])
         return rows
 
     def batch(self) -> list[dict[str, Any]]:
@@ -183,6 +192,12 @@ class Bench:
         return clients.measure(clients=count, seconds=seconds, seed=self._options.seed, progress=_tell)
 
     @cached_property
+    def _peers(self) -> Peers:
+        peers = Peers(self._folder, self._cores, self._tokens, self._options, self._notes)
+        peers.write(self._document, self._parameters)
+        return peers
+
+    @cached_property
     def _parameters(self) -> dict[str, torch.Tensor]:
         return model.parameters(self._document, seed=self._options.seed)
 
@@ -246,34 +261,13 @@ class Bench:
         rows = []
         for pair in range(self._pairs):
             for name in _in_turn(runs, pair):
-                speed = runs[name]()["tokens_per_s"]
-                rows.append({"part": part, "arm": name, "pair": pair, "tokens_per_s": speed})
+                told = runs[name]()
+                rows.append({"part": part, "arm": name, "pair": pair, **_figures(told)})
         return rows
 
-    def _peers(self, stack: ExitStack) -> list[arms.Arm]:
-        """Start the peers that can be had; a note says why one cannot."""
-        folder = self._folder / "model"
-        model.write(folder, self._document, self._parameters)
-        values = (str(folder), str(self._cores[0]), str(self._tokens), ",".join(map(str, model.PROMPT)))
-        started = []
-        for name, python_of in (("huggingface", lambda: Path(sys.executable)), ("llamacpp", self._llamacpp)):
-            try:
-                command = (str(python_of()), "-m", f"benchmarks.split_overhead.peers.{name}", *values)
-                plan = arms.Plan(name=name, workers=1, command=command, warm_up=2)
-                peer = arms.Arm(plan, log=self._folder / f"{name}.log")
-            except RuntimeError as error:
-                self._notes.append(f"{name} not run: {error}")
-                continue
-            stack.callback(peer.stop)
-            started.append(peer)
-        return started
-
-    def _llamacpp(self) -> Path:
-        cache, make = self._options.cache, not self._options.quick
-        python = environments.python_of("xllamacpp", cache, make=make, pins=_PEERS)
-        if python is None:
-            raise RuntimeError("xllamacpp is not installed; a run without --quick does that")
-        return python
+    def _beside(self, peer: Arm, ours: Mapping[str, Any]) -> dict[str, Any]:
+        told = peer.round()
+        return {**told, **self._compared(peer.plan.name, told, ours)}
 
     def _compared(self, name: str, told: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
         """Say whether a peer that tells its tokens made ours; a difference at a tie is no difference."""
@@ -284,6 +278,11 @@ class Bench:
             return {"same_tokens": True}
         margin = ours["margins"][place]
         return {"same_tokens": margin < _CLEAR_MARGIN, "first_difference": place, "margin_there": margin}
+
+
+def _figures(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep what stands in a row."""
+    return {name: told[name] for name in _FIGURES if name in told}
 
 
 def _tell(text: str) -> None:

@@ -48,6 +48,16 @@ def test_tokens_that_differ_beyond_a_tie_miss_the_target() -> None:
     assert figures.first_difference([1, 2, 3], [1, 2, 4]) == 2
 
 
+def test_what_llamacpp_keeps_is_told_apart_from_our_own_target() -> None:
+    rows = [row("stages 2", "one", 0, 100.0), row("stages 2", "split", 0, 99.0)]
+    assert figures.rpc_kept(rows) is None
+    rows += [row("stages 2", figures.RPC_ONE, 0, 200.0), row("stages 2", figures.RPC_SPLIT, 0, 150.0)]
+    assert str(figures.rpc_kept(rows)).endswith("keeps 0.750 with 2")
+    other = {**rows[-1], "same_tokens": False}
+    found = {target.name: target.value for target in figures.targets([*rows, other])}
+    assert (found["2_stages_over_one"], found["tokens_as_huggingface"]) == (0.99, None)
+
+
 def test_both_hops_of_a_round_are_told_apart() -> None:
     assert hop.hops_us(float(37 + 1_000_000 * 52)) == (37.0, 52.0)
 
@@ -71,7 +81,9 @@ def test_a_quick_run_measures_every_part_on_loopback_and_writes_its_file(tmp_pat
     assert [name for name in unknown if not name.startswith(("networks", "clients"))] == [
         "single_over_llamacpp"
     ]
-    assert "llamacpp not run" in result["profile"]["notes"][0]
+    notes = "\n".join(result["profile"]["notes"])
+    assert "llamacpp not run" in notes
+    assert notes.count("llamacpp rpc 1 not run: llamacpp_rpc is not installed") == 1
     assert next(target for target in result["targets"] if target["name"] == "correct_differences")["met"]
     sent = {row["arm"]: row for row in result["rows"] if row["part"] == "wire"}
     assert sent["int8"]["bytes_per_hop"] < sent["fp16"]["bytes_per_hop"] < sent["fp32"]["bytes_per_hop"]
