@@ -130,6 +130,7 @@ class Agent:
             stack.callback(self._shards.close)
             stack.callback(self._trainer.close)
             listening = stack.enter_context(_listen(*self._config.listen))
+            self._joining.listens_at(listening.getsockname()[1])
             identity = self._joining.identify()
             if identity is None:
                 return

@@ -28,7 +28,8 @@ _ABOVE_ZERO = (
 class WorkerConfig:
     """A worker's configuration; None for `compute_flops` and `memory_bytes`: measured on this device.
 
-    `orchestrator` and `listen` are `(address, port)`. `give_up_after_s` is how long the orchestrator may
+    `orchestrator` and `listen` are `(address, port)`; to listen on port 0 is to listen on any that is free,
+    which the orchestrator is told. `give_up_after_s` is how long the orchestrator may
     be away, at start or later, before the worker ends. `local_data` is a folder of the node's own texts.
     `memory_bytes` is for shards, `training_memory_bytes` for fine-tuning; None: what is free.
     """
@@ -77,7 +78,7 @@ class WorkerConfig:
 
 def _checked(key: str, value: Any) -> Any:
     if key in ("orchestrator", "listen"):
-        return parse_endpoint(value, key)
+        return parse_endpoint(value, key, least_port=0 if key == "listen" else 1)
     if key == "state_dir" and isinstance(value, str) and value:
         return Path(value)
     if key == "local_data" and isinstance(value, str) and value:
@@ -109,10 +110,10 @@ def _readable_folder(name: str) -> Path:
     return folder
 
 
-def parse_endpoint(text: Any, name: str) -> tuple[str, int]:
+def parse_endpoint(text: Any, name: str, *, least_port: int = 1) -> tuple[str, int]:
     """Read `ADDRESS:PORT`."""
     address, colon, port = text.rpartition(":") if isinstance(text, str) else ("", "", "")
-    if not (colon and address and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+    if not (colon and address and port.isascii() and port.isdigit() and least_port <= int(port) < 65536):
         raise ConfigError(f"{name} is {text!r}; it must be ADDRESS:PORT, as in 198.18.0.1:7000")
     return address.strip("[]"), int(port)
 
@@ -125,7 +126,10 @@ def from_arguments(arguments: Sequence[str] | None = None) -> WorkerConfig:
     parser.add_argument("--orchestrator", required=True, metavar="ADDRESS:PORT")
     parser.add_argument("--node", required=True, metavar="NAME")
     parser.add_argument(
-        "--listen", required=True, metavar="ADDRESS:PORT", help="where other nodes reach this one"
+        "--listen",
+        required=True,
+        metavar="ADDRESS:PORT",
+        help="where other nodes reach this one; port 0: any that is free",
     )
     parser.add_argument("--state-dir", required=True, metavar="DIR", help="keeps key and certificate")
     parser.add_argument(

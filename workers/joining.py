@@ -72,7 +72,12 @@ class Joining:
         self._token_used = False
         self._stopping = threading.Event()
         self._opening: link.Channel | None = None
+        self._port = config.listen[1]
         self._last_connected_s = time.monotonic()
+
+    def listens_at(self, port: int) -> None:
+        """Tell the orchestrator this port: the one that the system chose, where the configuration has 0."""
+        self._port = port
 
     def identify(self) -> Identity | None:
         """Get the certificate, by enrolling if need be.
@@ -168,12 +173,11 @@ class Joining:
         self._opening = channel
         if self._stopping.is_set():  # `stop` may have looked before
             channel.close("the worker ends")
-        address, port = self._config.listen
         fields = {
             "channel": name,
             "session": session,
-            "address": address,
-            "port": port,
+            "address": self._config.listen[0],
+            "port": self._port,
             "profile": self._profile.to_fields(),
         }
         try:

@@ -11,7 +11,6 @@ import itertools
 import multiprocessing
 import os
 import queue
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,8 +39,6 @@ _ATTACH_TIMEOUT_S = 60.0
 _COMMAND_TIMEOUT_S = 120.0
 _GENERATION_TIMEOUT_S = 120.0
 _MEMORY_BYTES = 4 << 30
-_PORT = 7100
-"""Where a worker in a namespace of its own listens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,17 +78,13 @@ class Workers:
         self._pool.subscribe(lambda event: joined.release() if event.kind == "node_joined" else None)
         self._pool.on_notification("tokens", self._hear_tokens)
         self._pool.on_notification("done", lambda _node, fields: self._told.put(("done", fields)))
-        self.places = {
-            name: (site.address, _PORT if site.netns else _free_port())
-            for name, site in zip(self.names, sites, strict=True)
-        }
         context = multiprocessing.get_context("spawn")
         self._processes = []
         for name, core, site in zip(self.names, cores, sites, strict=True):
             config = WorkerConfig(
                 node=name,
                 orchestrator=(control.address, listening.getsockname()[1]),
-                listen=self.places[name],
+                listen=(site.address, 0),
                 state_dir=folder / name,
                 token=authority.create_token(name, trusted=True),
                 compute_flops=1e9,
@@ -106,6 +99,7 @@ class Workers:
             if not joined.acquire(timeout=_ATTACH_TIMEOUT_S):
                 self.close()
                 raise RuntimeError(f"not all of {len(cores)} workers attached within {_ATTACH_TIMEOUT_S:g} s")
+        self.places = {record.node: (record.address, record.port) for record in self._pool.nodes()}
 
     def __enter__(self) -> Workers:
         return self
@@ -228,8 +222,3 @@ def _work(config: WorkerConfig, core: int, netns: str | None, make_shards: Calla
         power=None, emulated=False, pacing=False, torch=torch.__version__, pid=os.getpid(),
     )  # fmt: skip
     agent.Agent(config, profile, make_shards=make_shards).run()
-
-
-def _free_port() -> int:
-    with socket.create_server((_ADDRESS, 0)) as probe:
-        return int(probe.getsockname()[1])

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from northbound_client import BASE, TOKEN, Client, NorthboundController, Request, WSGIApplication
+from reserved_ports import reserved_port
 
 from ryu_apps.access import Access
 from ryu_apps.events import Reader
@@ -134,23 +135,19 @@ def test_where_there_is_no_token_all_places_are_everybodys() -> None:
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """A controller process without switches, whose stream says that it is there."""
     log = tmp_path_factory.mktemp("events") / "log"
-    openflow, rest = _free_port(), _free_port()
-    command = [sys.executable, "-m", "ryu_apps.launcher", "--noverbose", "--train-interval", "0"]
-    command += ["--ofp-tcp-listen-port", str(openflow), "--wsapi-port", str(rest), "ryu_apps/manager.py"]
-    with log.open("wb") as file:
+    with contextlib.ExitStack() as stack:
+        openflow, rest = (stack.enter_context(reserved_port()) for _ in range(2))
+        command = [sys.executable, "-m", "ryu_apps.launcher", "--noverbose", "--train-interval", "0"]
+        command += ["--ofp-tcp-listen-port", str(openflow), "--wsapi-port", str(rest), "ryu_apps/manager.py"]
+        file = stack.enter_context(log.open("wb"))
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
-    try:
-        wait_for(lambda: status(rest, b"GET /healthz HTTP/1.0\r\n\r\n") == 200, seconds=30)
-        yield rest
-    finally:
-        process.kill()
-        process.wait(10)
+        try:
+            wait_for(lambda: status(rest, b"GET /healthz HTTP/1.0\r\n\r\n") == 200, seconds=30)
+            yield rest
+        finally:
+            process.kill()
+            process.wait(10)
     assert b"Traceback" not in log.read_bytes()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def wait_for(check: Any, *, seconds: float = 15.0) -> None:

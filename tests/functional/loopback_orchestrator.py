@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import requests
 import torch
+from reserved_ports import reserved_port
 
 from workers.models.config import parse_config
 from workers.models.embedded import CONFIG, tokenizer_json
@@ -28,19 +29,6 @@ ROOT = Path(__file__).parents[2]
 DATA_ADDRESS = "127.0.0.1"
 SMALL = {**CONFIG, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "head_dim": 8}
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-
-
-def free_port(first: int, last: int) -> int:
-    """Find a port of a range that nobody listens on."""
-    for port in range(first, last + 1):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("0.0.0.0", port))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError(f"no port is free from {first} to {last}")
 
 
 def write_small_model(folder: Path) -> Path:
@@ -61,8 +49,9 @@ class Loopback:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.controller = FakeController()
-        self.api_port = free_port(8301, 8399)
-        self.data_port = free_port(7400, 7499)
+        self._reserved = ExitStack()
+        self.api_port = self._reserved.enter_context(reserved_port())
+        self.data_port = self._reserved.enter_context(reserved_port(DATA_ADDRESS))
         self.url = f"http://127.0.0.1:{self.api_port}"
         self.session = requests.Session()
         self.processes: dict[str, subprocess.Popen] = {}
@@ -97,7 +86,7 @@ class Loopback:
         worker = {
             "node": node,
             "orchestrator": f"{DATA_ADDRESS}:{self.data_port}",
-            "listen": f"{address}:{free_port(7450, 7499)}",
+            "listen": f"{address}:0",
             "state_dir": str(self.directory / node),
             "token": token,
             "compute_flops": flops,
@@ -197,6 +186,7 @@ class Loopback:
                 process.kill()
                 process.wait(10)
         self.controller.close()
+        self._reserved.close()
 
     def _ask_zygote(self, call: dict) -> dict:
         with socket.socket(socket.AF_UNIX) as asking:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from loopback_orchestrator import DATA_ADDRESS, Loopback, free_port, system_of
+from loopback_orchestrator import DATA_ADDRESS, Loopback, system_of
 
 from workers import link
 from workers.agent import Agent
@@ -112,7 +112,7 @@ class OddNode:
         config = WorkerConfig(
             node=node,
             orchestrator=(DATA_ADDRESS, port or system.data_port),
-            listen=(address, free_port(7450, 7499)),
+            listen=(address, 0),
             state_dir=system.directory / node,
             token=token,
             compute_flops=4e9,

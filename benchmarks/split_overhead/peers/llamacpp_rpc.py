@@ -131,19 +131,21 @@ def _lo_bytes() -> int:
 
 def _start_server(core: int) -> int:
     """Start a server on a core and wait until it listens; returns its port."""
-    with socket.create_server((_ADDRESS, 0)) as probe:
-        port = int(probe.getsockname()[1])
-    command = [sys.executable, "-m", __spec__.name, _SERVE, str(core), str(port), str(os.getpid())]
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    deadline_s = time.monotonic() + _SERVER_TIMEOUT_S
-    while True:
-        try:
-            socket.create_connection((_ADDRESS, port), timeout=1).close()
-            return port
-        except OSError as error:
-            if server.poll() is not None or time.monotonic() > deadline_s:
-                raise RuntimeError(f"the server on core {core} does not listen on port {port}") from error
-            time.sleep(_LOOK_S)
+    with socket.socket() as holder:  # keeps the port from others, not from a server, which reuses addresses
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind((_ADDRESS, 0))
+        port = int(holder.getsockname()[1])
+        command = [sys.executable, "-m", __spec__.name, _SERVE, str(core), str(port), str(os.getpid())]
+        server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        deadline_s = time.monotonic() + _SERVER_TIMEOUT_S
+        while True:
+            try:
+                socket.create_connection((_ADDRESS, port), timeout=1).close()
+                return port
+            except OSError as error:
+                if server.poll() is not None or time.monotonic() > deadline_s:
+                    raise RuntimeError(f"the server on core {core} does not listen on port {port}") from error
+                time.sleep(_LOOK_S)
 
 
 def _be_server(core: int, port: int, client: int) -> None:

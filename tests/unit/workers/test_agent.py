@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from worker_loopback import LoopbackOrchestrator, TestAuthority, listen, wait_until
+from reserved_ports import reserved_port
+from worker_loopback import LoopbackOrchestrator, TestAuthority, wait_until
 
 from workers import connections, link, tls
 from workers.agent import Agent
@@ -143,7 +145,7 @@ def start(orchestrator: LoopbackOrchestrator, tmp_path: Path) -> Iterator[Callab
             values: dict[str, Any] = {
                 "node": node,
                 "orchestrator": ("127.0.0.1", orchestrator.port),
-                "listen": ("127.0.0.1", free_port()),
+                "listen": ("127.0.0.1", 0),
                 "state_dir": tmp_path / node,
                 "power": 30.0,
                 "compute_flops": 1e9,
@@ -156,20 +158,15 @@ def start(orchestrator: LoopbackOrchestrator, tmp_path: Path) -> Iterator[Callab
         yield start
 
 
-def free_port() -> int:
-    with closing(listen()) as sock:
-        return int(sock.getsockname()[1])
-
-
 def test_a_worker_enrols_attaches_both_channels_and_tells_how_it_is(
     start: Callable[..., Worker], orchestrator: LoopbackOrchestrator
 ) -> None:
-    worker = start(token=orchestrator.authority.token("h1"))
+    start(token=orchestrator.authority.token("h1"))
     orchestrator.wait_for("h1")
     (_, control), (_, bulk) = orchestrator.attached
     assert (control["channel"], bulk["channel"]) == ("control", "bulk")
     assert control["session"] == bulk["session"]
-    assert (control["address"], control["port"]) == worker.config.listen
+    assert (control["address"], control["port"]) == (bulk["address"], bulk["port"])
     assert control["profile"]["compute_flops"] == 1e9
     assert control["profile"]["emulated"] is True
     wait_until(lambda: len(orchestrator.heartbeats("h1")) >= 3, what="three heartbeats")
@@ -180,6 +177,21 @@ def test_a_worker_enrols_attaches_both_channels_and_tells_how_it_is(
     assert heartbeat["rss_bytes"] > 1e6
     assert heartbeat["free_memory_bytes"] > 1e6
     assert heartbeat["packets"] is None
+
+
+def test_a_worker_listens_where_it_was_told_to_or_else_tells_where_it_does(
+    start: Callable[..., Worker], orchestrator: LoopbackOrchestrator
+) -> None:
+    start("h1", token=orchestrator.authority.token("h1"))
+    orchestrator.wait_for("h1")
+    address, port = orchestrator.place_of("h1")
+    assert port != 0
+    with socket.create_connection((address, port), timeout=5):
+        pass
+    with reserved_port() as given:
+        start("h2", token=orchestrator.authority.token("h2"), listen=("127.0.0.1", given))
+        orchestrator.wait_for("h2")
+        assert orchestrator.place_of("h2") == ("127.0.0.1", given)
 
 
 def test_what_fine_tuning_may_take_is_limited_by_the_configuration(
@@ -205,7 +217,7 @@ def test_a_restarted_worker_attaches_with_its_certificate_and_no_token(
     first = start(token=orchestrator.authority.token("h1"))
     orchestrator.wait_for("h1")
     first.close()
-    start(listen=("127.0.0.1", free_port()))
+    start()
     orchestrator.wait_for("h1", attachments=2)
 
 
@@ -261,7 +273,7 @@ def test_a_worker_outlives_a_restart_of_the_orchestrator_and_then_sends_what_wai
 ) -> None:
     worker = start(token=orchestrator.authority.token("h1"))
     orchestrator.wait_for("h1")
-    orchestrator.close()
+    orchestrator.leave()
     for index in range(5):
         worker.shards.notify("tokens", {"index": index})
     orchestrator.open()
@@ -333,7 +345,7 @@ def test_peers_reach_the_shards_under_their_certificates_name(
     second = start("h2", token=orchestrator.authority.token("h2"))
     orchestrator.wait_for("h1", "h2")
     rows = np.arange(8, dtype=np.float32).reshape(2, 4)
-    with closing(second.shards.dial("h1", *first.config.listen)) as channel:
+    with closing(second.shards.dial("h1", *orchestrator.place_of("h1"))) as channel:
         channel.notify("activation", {"position": 3}, {"x": rows})
         wait_until(lambda: first.shards.frames, what="the activation")
     peer_name, frame = first.shards.frames[0]
@@ -349,7 +361,7 @@ def test_a_node_does_not_take_commands_of_another_node(
     context = orchestrator.authority.identity("h2").client_context()
     for kind in ("train.load", "shard.prepare", "generate", "activation"):
         with closing(
-            connections.connect(*worker.config.listen, context=context, expected_name="h1")
+            connections.connect(*orchestrator.place_of("h1"), context=context, expected_name="h1")
         ) as channel:
             with pytest.raises(LinkError):
                 channel.request(kind, timeout_s=5)
@@ -365,7 +377,7 @@ def test_a_peer_that_breaks_the_protocol_or_is_not_on_the_route_does_not_disturb
 
     def dial(name: str) -> link.Channel:
         context = orchestrator.authority.identity(name).client_context()
-        return connections.connect(*worker.config.listen, context=context, expected_name="h1")
+        return connections.connect(*orchestrator.place_of("h1"), context=context, expected_name="h1")
 
     with closing(dial("h2")) as good, closing(dial("h3")) as bad, closing(dial("h9")) as stray:
         stray.notify("activation")
@@ -379,11 +391,13 @@ def test_a_peer_that_breaks_the_protocol_or_is_not_on_the_route_does_not_disturb
 def test_a_peer_without_certificate_is_not_let_in(
     start: Callable[..., Worker], orchestrator: LoopbackOrchestrator
 ) -> None:
-    worker = start(token=orchestrator.authority.token("h1"))
+    start(token=orchestrator.authority.token("h1"))
     orchestrator.wait_for("h1")
     context = tls.client_context(ca_path=orchestrator.authority.ca_path)
     with (
-        closing(connections.connect(*worker.config.listen, context=context, expected_name="h1")) as channel,
+        closing(
+            connections.connect(*orchestrator.place_of("h1"), context=context, expected_name="h1")
+        ) as channel,
         pytest.raises(LinkError),
     ):
         channel.request("activation", timeout_s=5)
@@ -392,11 +406,11 @@ def test_a_peer_without_certificate_is_not_let_in(
 def test_dialling_a_node_that_is_not_there_under_that_name_fails(
     start: Callable[..., Worker], orchestrator: LoopbackOrchestrator
 ) -> None:
-    first = start("h1", token=orchestrator.authority.token("h1"))
+    start("h1", token=orchestrator.authority.token("h1"))
     second = start("h2", token=orchestrator.authority.token("h2"))
     orchestrator.wait_for("h1", "h2")
     with pytest.raises(IdentityMismatch, match="names 'h1'"):
-        second.shards.dial("h3", *first.config.listen)
+        second.shards.dial("h3", *orchestrator.place_of("h1"))
 
 
 def test_a_worker_without_token_or_certificate_says_what_to_do(start: Callable[..., Worker]) -> None:
@@ -473,13 +487,13 @@ def test_certificates_that_are_gone_are_said_to_be_with_the_way_out(
 
 
 def test_an_unreachable_orchestrator_is_given_up_after_the_deadline(start: Callable[..., Worker]) -> None:
-    port = free_port()
-    worker = start(
-        orchestrator=("127.0.0.1", port),
-        token=f"{'s' * 20}.{'0' * 64}",
-        give_up_after_s=0.5,
-    )
-    worker.thread.join(10)
+    with reserved_port() as port:
+        worker = start(
+            orchestrator=("127.0.0.1", port),
+            token=f"{'s' * 20}.{'0' * 64}",
+            give_up_after_s=0.5,
+        )
+        worker.thread.join(10)
     assert isinstance(worker.failure, ConnectFailed)
     assert f"127.0.0.1:{port} not reached" in str(worker.failure)
 
@@ -512,7 +526,7 @@ def run_process(served: LoopbackOrchestrator, state_dir: Path, **options: str) -
     values = {
         "orchestrator": f"127.0.0.1:{served.port}",
         "node": "h1",
-        "listen": f"127.0.0.1:{free_port()}",
+        "listen": "127.0.0.1:0",
         "state-dir": str(state_dir),
         "compute-flops": "1e9",
         "memory-bytes": "1000000",
@@ -571,6 +585,7 @@ def test_the_process_ends_with_a_clear_message_and_its_own_code(
         ({"power": -3}, "power is -3"),
         ({"listen": "198.18.0.2"}, "listen is '198.18.0.2'"),
         ({"listen": "198.18.0.2:70000"}, "listen is"),
+        ({"orchestrator": "198.18.0.1:0"}, "orchestrator is '198.18.0.1:0'"),
         ({"compute_flops": None, "pacing": True}, "pacing needs compute_flops"),
         ({"node": ""}, "node is empty"),
     ],

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from model_worlds import TINY, Ring, as_arrays, profile, wait_for
-from worker_loopback import LoopbackOrchestrator, TestAuthority, listen
+from worker_loopback import LoopbackOrchestrator, TestAuthority
 
 from workers import link
 from workers.agent import Agent
@@ -29,15 +29,12 @@ class Workers:
         self.authority = TestAuthority(directory / "authority")
         self.orchestrator = LoopbackOrchestrator(self.authority)
         self.agents: dict[str, Agent] = {}
-        self.ports: dict[str, int] = {}
         self.threads: dict[str, threading.Thread] = {}
         for name in names:
-            with listen() as probe:
-                self.ports[name] = probe.getsockname()[1]
             config = WorkerConfig(
                 node=name,
                 orchestrator=("127.0.0.1", self.orchestrator.port),
-                listen=("127.0.0.1", self.ports[name]),
+                listen=("127.0.0.1", 0),
                 state_dir=directory / name,
                 token=self.authority.token(name),
             )
@@ -45,6 +42,7 @@ class Workers:
             self.threads[name] = threading.Thread(target=self.agents[name].run, daemon=True)
             self.threads[name].start()
         self.orchestrator.wait_for(*names)
+        self.ports = {name: self.orchestrator.place_of(name)[1] for name in names}
 
     def stop(self, name: str) -> None:
         self.agents[name].stop()

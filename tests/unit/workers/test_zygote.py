@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worker_loopback import LoopbackOrchestrator, TestAuthority, listen, wait_until
+from worker_loopback import LoopbackOrchestrator, TestAuthority, wait_until
 
 from workers.models.embedded import CONFIG
 
@@ -69,7 +69,7 @@ def worker(node: str, state_dir: Path, **changes: Any) -> dict[str, Any]:
         "node": node,
         "orchestrator": "127.0.0.1:9",
         "token": None,
-        "listen": "127.0.0.1:7399",
+        "listen": "127.0.0.1:0",
         "state_dir": str(state_dir),
         "power": 30,
         "compute_flops": 2.4e9,
@@ -275,13 +275,10 @@ def test_real_workers_enrol_and_end(tmp_path: Path) -> None:
         try:
             with closing(Client(path)) as client:
                 for node in ("h1", "h2", "h3"):
-                    with closing(listen()) as sock:
-                        port = sock.getsockname()[1]
                     config = worker(
                         node,
                         tmp_path / node,
                         orchestrator=f"127.0.0.1:{orchestrator.port}",
-                        listen=f"127.0.0.1:{port}",
                         token=orchestrator.authority.token(node),
                         pacing=True,
                     )

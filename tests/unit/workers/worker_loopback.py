@@ -10,6 +10,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from reserved_ports import reserved_port
 
 from workers import connections, link, tls
 from workers.errors import RequestRefused
@@ -131,19 +133,24 @@ class LoopbackOrchestrator:
         self.attached: list[tuple[str, dict[str, Any]]] = []
         self.notified: list[tuple[str, str, dict[str, Any]]] = []
         self.server: connections.Server | None = None
-        self.port = 0
+        self._reserved = ExitStack()
+        self.port = self._reserved.enter_context(reserved_port())
         self.open()
 
     def open(self) -> None:
-        """Listen, on the same port as before if there was one."""
+        """Listen, after `leave` on the same port as before."""
         sock = socket.create_server(("127.0.0.1", self.port))
         self.server = connections.serve(sock, self.authority.orchestrator_context(), handler=self._handle)
-        self.port = self.server.port
 
-    def close(self) -> None:
+    def leave(self) -> None:
+        """End all connections and listen no more; the port stays ours."""
         if self.server is not None:
             self.server.close()
             self.server = None
+
+    def close(self) -> None:
+        self.leave()
+        self._reserved.close()
 
     def request(
         self,
@@ -164,6 +171,11 @@ class LoopbackOrchestrator:
                 what=f"{node} attaching",
                 within_s=30,
             )
+
+    def place_of(self, node: str) -> tuple[str, int]:
+        """Give the address and port where a node said it listens."""
+        told = self._attachments(node)[-1]
+        return told["address"], told["port"]
 
     def heartbeats(self, node: str) -> list[dict[str, Any]]:
         return [
