@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -24,6 +25,11 @@ _ROUND_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 10.0
 _LOOK_S = 0.5
 _PEERS = Path(__file__).parent / "peers"
+_ERROR_CHARACTERS, _LAST_CHARACTERS = 1200, 600
+_FIRST_ERROR = re.compile(
+    r"^Traceback .*\n(?:\s.*\n)*.+|^.*(?:[Ee]rror|ERROR|Exception|refused|cannot)\b.*", re.MULTILINE
+)
+"""A traceback with the line after it that names the exception, or a line that looks like an error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +170,7 @@ class Arm:
         return answer
 
     def _said(self) -> str:
-        return self._log.read_text(errors="replace").strip()[-800:] or "it said nothing"
+        return excerpt(self._log.read_text(errors="replace").strip()) or "it said nothing"
 
     def _processes(self) -> list[psutil.Process]:
         found = []
@@ -186,6 +192,15 @@ class Arm:
                 continue
             total += times.user + times.system
         return total
+
+
+def excerpt(text: str) -> str:
+    """Give the first error of what an arm said, and its last words: others follow from the first."""
+    if len(text) <= _ERROR_CHARACTERS + _LAST_CHARACTERS:
+        return text
+    last = text[-_LAST_CHARACTERS:]
+    error = _FIRST_ERROR.search(text, endpos=len(text) - _LAST_CHARACTERS)
+    return f"[...]{last}" if error is None else f"{error[0][-_ERROR_CHARACTERS:]}\n[...]{last}"
 
 
 def _lo_bytes() -> int:

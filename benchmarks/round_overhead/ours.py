@@ -14,12 +14,14 @@ import gc
 import itertools
 import os
 import queue
+import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,9 @@ from workers.wire import Frame
 
 _ADDRESS = "127.0.0.1"
 _ATTACH_TIMEOUT_S = 60.0
-_ROUND_TIMEOUT_S = 120.0
+_ROUND_TIMEOUT_S = 100.0
+"""Less than what drives this arm waits, so that it is told why."""
+_LOOK_S = 5.0
 _EPOCHS = 10_000
 _WARM_UP_EPOCHS = 3
 _SMALL_PARAMETERS = model.size_bytes(quick=True) // 4
@@ -149,9 +153,13 @@ class NoCheckpoints:
 
 
 class Gate:
-    """A northbound that gives its picture of the network, which ends a round, when the next is to begin."""
+    """A northbound that gives its picture of the network, which ends a round, when the next is to begin.
 
-    def __init__(self) -> None:
+    `why_ended` says why no round will come any more, None as long as one will.
+    """
+
+    def __init__(self, why_ended: Callable[[], str | None]) -> None:
+        self._why_ended = why_ended
         self._arrived: queue.Queue[None] = queue.Queue()
         self._go: queue.Queue[None] = queue.Queue()
         self.closed = False
@@ -164,8 +172,22 @@ class Gate:
         return Network(taken_at_s=0.0)
 
     def wait(self) -> None:
-        """Wait for the end of the round in progress."""
-        self._arrived.get(timeout=_ROUND_TIMEOUT_S)
+        """Wait for the end of the round in progress.
+
+        Raises:
+            RuntimeError: it does not come.
+        """
+        deadline_s = time.monotonic() + _ROUND_TIMEOUT_S
+        while True:
+            try:
+                self._arrived.get(timeout=_LOOK_S)
+                return
+            except queue.Empty:
+                pass
+            if (reason := self._why_ended()) is not None:
+                raise RuntimeError(f"the job has ended: {reason}")
+            if time.monotonic() > deadline_s:
+                raise RuntimeError(f"the round did not end within {_ROUND_TIMEOUT_S:g} s")
 
     def one_round(self) -> None:
         """Let the next round begin and wait for its end."""
@@ -182,16 +204,26 @@ def main() -> None:
     options = parser.parse_args()
     answer = commands.take_answers_apart()
     code = 1
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            _serve(options, Path(folder), answer)
-        code = 0
-    except Exception:  # noqa: BLE001 - whatever it was is told, and the process must end with its threads
-        traceback.print_exc()
+    with tempfile.TemporaryDirectory() as folder:
+        workers: list[int] = []
+        try:
+            _serve(options, Path(folder), answer, workers)
+            code = 0
+        except Exception:  # noqa: BLE001 - whatever it was is told, and the process must end with its threads
+            traceback.print_exc()
+        for worker in workers:  # before the folder goes that holds their certificates
+            os.kill(worker, signal.SIGKILL)
+            os.waitpid(worker, 0)
     os._exit(code)  # the pool's and the job's threads are not waited for
 
 
-def _serve(options: argparse.Namespace, folder: Path, answer: Callable[[dict[str, Any]], None]) -> None:
+def _serve(
+    options: argparse.Namespace,
+    folder: Path,
+    answer: Callable[[dict[str, Any]], None],
+    workers: list[int],
+) -> None:
+    """Serve rounds until the input ends; `workers` gets the processes that were forked."""
     nodes = tuple(f"h{number + 1}" for number in range(options.workers))
     listening = socket.create_server((_ADDRESS, 0), backlog=256)
     authority: Any = PlainAuthority(nodes)
@@ -202,20 +234,22 @@ def _serve(options: argparse.Namespace, folder: Path, answer: Callable[[dict[str
     gc.collect()
     gc.freeze()  # or the first collection in each child copies what is shared
     for node in nodes:
-        if os.fork() == 0:
+        workers.append(os.fork())
+        if workers[-1] == 0:
             _be_worker(node, listening, tokens[node], folder, options)
     pool = LiveWorkerPool(authority=authority, clock=SystemClock())
     pool.start(listening)
-    _wait_attached(pool, len(nodes))
-    gate = Gate()
+    _wait_attached(pool, nodes)
     store = SqlStore(f"sqlite:///{folder / 'records.sqlite3'}")
+    running: list[str] = []
+    gate = Gate(lambda: _why_ended(store, running))
     jobs = _jobs(pool, gate, store)
     # A small job first: what code, threads and connections take is there before the model is.
     first = jobs.submit(_request("small", epochs=_WARM_UP_EPOCHS)).id
     _wait_ended(store, first)
     gate.closed = True
     idle_bytes = commands.memory_bytes("VmRSS")
-    jobs.submit(_request("small" if options.quick else "large", epochs=_EPOCHS))
+    running.append(jobs.submit(_request("small" if options.quick else "large", epochs=_EPOCHS)).id)
     gate.wait()
     commands.serve(gate.one_round, lambda document: answer({**document, "server_idle_bytes": idle_bytes}))
     pool.stop()
@@ -224,6 +258,14 @@ def _serve(options: argparse.Namespace, folder: Path, answer: Callable[[dict[str
 def _request(name: str, *, epochs: int) -> JobRequest:
     training = {"sequence_length": 16}
     return JobRequest(model=name, policy="all", epochs=epochs, training=training, data_bytes=80_000)
+
+
+def _why_ended(store: SqlStore, running: Sequence[str]) -> str | None:
+    """Say how the job in progress ended, None if there is none or it goes on."""
+    for record in map(store.get, running):
+        if record.ended_at is not None:
+            return f"{record.state}, {record.reason or 'without a reason'}"
+    return None
 
 
 def _wait_ended(store: SqlStore, job: str) -> None:
@@ -249,13 +291,14 @@ def _jobs(pool: LiveWorkerPool, gate: Any, store: SqlStore) -> FinetuneJobs:
     )
 
 
-def _wait_attached(pool: LiveWorkerPool, count: int) -> None:
-    joined = threading.Semaphore(0)
-    stop = pool.subscribe(lambda event: joined.release() if event.kind == "node_joined" else None)
-    already = sum(record.alive for record in pool.nodes())
-    for _ in range(count - already):
-        if not joined.acquire(timeout=_ATTACH_TIMEOUT_S):
-            raise TimeoutError(f"not all of {count} workers attached within {_ATTACH_TIMEOUT_S:g} s")
+def _wait_attached(pool: LiveWorkerPool, nodes: Collection[str]) -> None:
+    changed = threading.Event()
+    stop = pool.subscribe(lambda _event: changed.set())
+    deadline_s = time.monotonic() + _ATTACH_TIMEOUT_S
+    while missing := sorted(set(nodes) - {record.node for record in pool.nodes() if record.alive}):
+        if not changed.wait(max(0.0, deadline_s - time.monotonic())):
+            raise TimeoutError(f"{', '.join(missing)} did not attach within {_ATTACH_TIMEOUT_S:g} s")
+        changed.clear()
     stop()
 
 
@@ -267,7 +310,7 @@ def _be_worker(
     config = WorkerConfig(
         node=node,
         orchestrator=(_ADDRESS, port),
-        listen=(_ADDRESS, _free_port()),
+        listen=(_ADDRESS, 0),
         state_dir=folder / node,
         token=token,
         compute_flops=1e9,
@@ -290,16 +333,11 @@ def _be_worker(
         plain = options.link == "plain"  # says its name instead of showing a certificate
         obtain = (lambda: PlainIdentity(node)) if plain else None
         agent.Agent(config, profile, make_trainer=make_trainer, obtain_identity=obtain).run()
-    except WorkersError:
-        pass  # the server ends, and with it the worker
+    except WorkersError as error:
+        print(f"{node}: {error}", file=sys.stderr, flush=True)
     except Exception:  # noqa: BLE001 - a forked process must not go on with its parent's work
         traceback.print_exc()
     os._exit(0)
-
-
-def _free_port() -> int:
-    with socket.create_server((_ADDRESS, 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":
