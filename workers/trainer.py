@@ -1,4 +1,4 @@
-"""Fine-tuning on a node: holds a job's parameters and data, runs local steps, answers the difference.
+"""Fine-tuning on a node: holds the jobs' parameters and data, has their steps run, answers the differences.
 
 Serves `train.*` of docs/wire_protocol.md. The work is real; `device.Span.finish` then waits until a device
 of this node's power would have been done.
@@ -10,28 +10,23 @@ import hashlib
 import logging
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from workers import fields, updates
 from workers.device import Pacer, Timing, training_s
 from workers.errors import DataError, ModelError, RequestRefused
 from workers.link import Reply
 from workers.local_data import read_folder
-from workers.lora import Lora, adapter_shapes
-from workers.lora_layers import attach
 from workers.models.architecture import Architecture, Shapes, architecture
 from workers.models.chain import check_parameters
 from workers.models.loader import digest
 from workers.models.tokenizer import Tokenizer
-from workers.models.trainable import build
-from workers.models.trainable import loss as loss_of
-from workers.schedule import SCHEDULES, Schedule
+from workers.training import train
+from workers.training_job import Job, Parameters, Plan
 from workers.updates import Update, UpdateFault
 from workers.wire import Frame, Tensor
 
@@ -39,96 +34,6 @@ logger = logging.getLogger(__name__)
 
 MAX_JOBS = 8
 _TOKENIZER_LIMIT = 16 * 1024 * 1024
-GRADIENT_NORM = 1.0
-"""Gradients are scaled down to this norm, so that one odd batch cannot throw a node far off."""
-_ADAM_BETAS = (0.9, 0.95)
-
-Parameters = dict[str, torch.Tensor]
-Trained = dict[str, torch.nn.Parameter]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What a node does in one epoch."""
-
-    local_steps: int
-    batch_size: int
-    sequence_length: int
-    learning_rate: float
-    optimiser: str
-    synchronisation: str
-    schedule: Schedule
-    encoding: str
-    topk_ratio: float
-    lora: Lora | None
-
-    @classmethod
-    def parse(cls, section: Mapping[str, Any]) -> Plan:
-        """Check the `training` map of `train.load`."""
-        return cls(
-            local_steps=fields.integer(section, "local_steps", least=1, most=100_000),
-            batch_size=fields.integer(section, "batch_size", least=1, most=4_096),
-            sequence_length=fields.integer(section, "sequence_length", least=8, most=65_536),
-            learning_rate=fields.number(section, "learning_rate", most=10.0),
-            optimiser=fields.choice(section, "optimiser", ("adamw", "sgd")),
-            synchronisation=fields.choice(section, "synchronisation", ("local_steps", "gradient")),
-            schedule=Schedule(
-                kind=fields.choice(section, "schedule", SCHEDULES),
-                total_steps=fields.integer(section, "total_steps", least=1),
-                warmup_steps=fields.integer(section, "warmup_steps"),
-                final_ratio=fields.number(section, "final_learning_rate_ratio", above=-1e-9, most=1.0),
-            ),
-            encoding=fields.choice(section, "update_encoding", updates.ENCODINGS),
-            topk_ratio=fields.number(section, "topk_ratio", most=1.0),
-            lora=_lora(section),
-        )
-
-    @property
-    def samples(self) -> int:
-        """Sequences of one epoch."""
-        return self.local_steps * self.batch_size
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of one epoch."""
-        return self.samples * self.sequence_length
-
-
-class Job:
-    """One fine-tuning job on this node. Commands of a job are served one at a time, under `lock`."""
-
-    def __init__(
-        self, config: Architecture, plan: Plan, version: int, parameters: Parameters, base: Parameters
-    ) -> None:
-        """`parameters` are trained; `base` are those under adapters, none without them."""
-        self.lock = threading.Lock()
-        self.ended = threading.Event()
-        self.config = config
-        self.plan = plan
-        self.held = (version, parameters)
-        self.base = base
-        self.data: torch.Tensor | None = None
-        self.data_digest: str | None = None
-        """SHA-256 of the tokens that came; the node's own are not in it."""
-        self.residual: Update = {}
-        """What top-k has not sent yet; a node that is loaded anew begins without."""
-
-    @property
-    def version(self) -> int:
-        """Version of the parameters held."""
-        return self.held[0]
-
-    @property
-    def parameters(self) -> Parameters:
-        """The parameters held; replaced as a whole, never changed."""
-        return self.held[1]
-
-    def again(self) -> Job:
-        """Return the same job, not ended and with nothing running."""
-        job = Job(self.config, self.plan, *self.held, self.base)
-        job.data, job.data_digest = self.data, self.data_digest
-        job.residual = self.residual
-        return job
 
 
 class Trainer:
@@ -174,7 +79,7 @@ class Trainer:
         name = fields.text(frame.fields, "job")
         config = architecture(fields.section(frame.fields, "config"))
         plan = Plan.parse(fields.section(frame.fields, "training"))
-        trained, base = _shapes(config, plan)
+        trained, base = plan.shapes(config)
         everything = _checked({**base, **trained}, frame.tensors)
         job = Job(
             config,
@@ -274,7 +179,7 @@ class Trainer:
                 raise RequestRefused("no-data", "this node has no data of the job; send train.data first")
             span = self._pacer.begin()
             try:
-                update, loss = _train(job, job.data, seed=seed, epoch=epoch, device=self._device)
+                update, loss = train(job, job.data, seed=seed, epoch=epoch, device=self._device)
                 sent = _encoded(job, update)
                 timing = span.finish(self._modelled_s(job), interrupt=job.ended)
             finally:
@@ -304,7 +209,7 @@ class Trainer:
             raise RequestRefused(
                 "wrong-version", f"version {version} is older than {job.version}, which is held"
             )
-        job.held = (version, _checked(_shapes(job.config, job.plan)[0], frame.tensors))
+        job.held = (version, _checked(job.plan.shapes(job.config)[0], frame.tensors))
 
     def _job(self, frame: Frame) -> Job:
         name = fields.text(frame.fields, "job")
@@ -313,19 +218,6 @@ class Trainer:
         if job is None:
             raise RequestRefused("no-such-job", f"job {name!r} is not loaded here; send train.load first")
         return job
-
-
-def _lora(section: Mapping[str, Any]) -> Lora | None:
-    rank = fields.integer(section, "lora_rank", most=1024)
-    alpha = fields.number(section, "lora_alpha", most=10_000)
-    return Lora(rank=rank, alpha=alpha) if rank else None
-
-
-def _shapes(config: Architecture, plan: Plan) -> tuple[Shapes, Shapes]:
-    """Return the shapes of what is trained, and of what stays as it is under it."""
-    if plan.lora is None:
-        return config.shapes, {}
-    return adapter_shapes(config.projections, plan.lora), config.shapes
 
 
 def _checked(expected: Shapes, tensors: Mapping[str, Tensor]) -> Parameters:
@@ -351,79 +243,6 @@ def _report(job: Job, epoch: int, loss: float, timing: Timing) -> dict[str, Any]
     }
 
 
-def _train(
-    job: Job, data: torch.Tensor, *, seed: int, epoch: int, device: torch.device
-) -> tuple[Update, float]:
-    """Train from the job's parameters; return the update, and the mean loss in nats.
-
-    The update is trained minus start, or minus the mean gradient. The same parameters, data, seed and epoch
-    give the same result. The job's parameters stay as they are.
-    """
-    model, trained = _learner(job, device)
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-    whole = job.plan.synchronisation == "gradient"
-    losses = (_gradients if whole else _local_steps)(job, model, trained, data, generator, epoch)
-    update = _negative_gradient(trained) if whole else _difference(trained, job.parameters)
-    broken = [name for name, value in update.items() if not np.isfinite(value).all()]
-    if broken:
-        raise RequestRefused("not-finite", f"{broken[0]} is no longer finite; use a smaller learning rate")
-    return update, sum(losses) / len(losses)
-
-
-def _learner(job: Job, device: torch.device) -> tuple[nn.Module, Trained]:
-    """Make the model around copies of what is trained, on `device`; return it and them by name."""
-    copies = {name: value.to(device, copy=True) for name, value in job.parameters.items()}
-    if job.plan.lora is None:
-        model = build(job.config, copies)
-        return model, dict(model.named_parameters())
-    model = build(job.config, {name: value.to(device) for name, value in job.base.items()})
-    return model, attach(model, copies, job.plan.lora.scale)
-
-
-def _local_steps(
-    job: Job, model: nn.Module, trained: Trained, data: torch.Tensor, generator: torch.Generator, epoch: int
-) -> list[float]:
-    """Take the epoch's optimiser steps; return their losses."""
-    optimiser = _optimiser(trained, job.plan)
-    losses = []
-    for step in range(job.plan.local_steps):
-        optimiser.zero_grad()
-        losses.append(_backward(job, model, data, generator, step))
-        torch.nn.utils.clip_grad_norm_(trained.values(), GRADIENT_NORM)
-        factor = job.plan.schedule.factor(epoch * job.plan.local_steps + step)
-        for group in optimiser.param_groups:
-            group["lr"] = job.plan.learning_rate * factor
-        optimiser.step()
-    return losses
-
-
-def _gradients(
-    job: Job, model: nn.Module, trained: Trained, data: torch.Tensor, generator: torch.Generator, _epoch: int
-) -> list[float]:
-    """Leave the mean gradient over the epoch's batches with the model; return their losses."""
-    losses = [_backward(job, model, data, generator, step) for step in range(job.plan.local_steps)]
-    for parameter in trained.values():
-        if parameter.grad is not None:
-            parameter.grad /= job.plan.local_steps
-    torch.nn.utils.clip_grad_norm_(trained.values(), GRADIENT_NORM)
-    return losses
-
-
-def _backward(job: Job, model: nn.Module, data: torch.Tensor, generator: torch.Generator, step: int) -> float:
-    """Add one batch's gradients to the model's; return its loss."""
-    if job.ended.is_set():
-        raise RequestRefused("ended", "the job was ended while it ran")
-    batch = _sample(data, job.plan, generator)
-    loss = loss_of(model, batch.to(next(model.parameters()).device))
-    loss.backward()
-    value = float(loss.detach())
-    if not np.isfinite(value):
-        raise RequestRefused(
-            "not-finite", f"the loss of step {step + 1} is {value}; use a smaller learning rate"
-        )
-    return value
-
-
 def _encoded(job: Job, update: Update) -> Update:
     """Put an update into its form on the wire, and keep what top-k leaves out for the next."""
     plan = job.plan
@@ -438,28 +257,3 @@ def _encoded(job: Job, update: Update) -> Update:
         arrived = updates.decode(sent, shapes, plan.encoding, ratio=plan.topk_ratio)
         job.residual = {name: value - arrived[name] for name, value in update.items()}
     return sent
-
-
-def _optimiser(trained: Trained, plan: Plan) -> torch.optim.Optimizer:
-    parameters = list(trained.values())
-    if plan.optimiser == "sgd":
-        return torch.optim.SGD(parameters, lr=plan.learning_rate)
-    return torch.optim.AdamW(parameters, lr=plan.learning_rate, betas=_ADAM_BETAS)
-
-
-def _sample(data: torch.Tensor, plan: Plan, generator: torch.Generator) -> torch.Tensor:
-    """Draw a batch of sequences, [batch, length + 1], from anywhere in the data."""
-    length = plan.sequence_length
-    starts = torch.randint(0, len(data) - length, (plan.batch_size,), generator=generator).tolist()
-    return torch.stack([data[start : start + length + 1] for start in starts]).long()
-
-
-def _difference(trained: Trained, start: Parameters) -> Update:
-    return {name: (trained[name].detach().cpu() - value).numpy() for name, value in start.items()}
-
-
-def _negative_gradient(trained: Trained) -> Update:
-    return {
-        name: np.zeros(tuple(value.shape), np.float32) if value.grad is None else -value.grad.cpu().numpy()
-        for name, value in trained.items()
-    }

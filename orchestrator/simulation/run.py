@@ -7,39 +7,27 @@ the transfers and the computing that it causes, and its answer an event.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil, inf
 from random import Random
 
 from orchestrator.core.decisions import Decision
 from orchestrator.core.errors import CoreError
-from orchestrator.core.model import ORCHESTRATOR
-from orchestrator.core.workload import Workload
 from orchestrator.finetune import messages as m
 from orchestrator.finetune.engine import Engine
-from orchestrator.simulation.clock import Action, Clock
+from orchestrator.simulation.clock import Clock
 from orchestrator.simulation.loss import LossModel
 from orchestrator.simulation.measuring import Controller, Observer
-from orchestrator.simulation.transport import Transfer, Transport
-from orchestrator.simulation.world import Fault, Measuring, Node, Orchestrator, Work, World
-from workers.device import BACKWARD_FACTOR, DeviceProfile, training_flops, training_s
+from orchestrator.simulation.node_run import NodeRun, NodeUse
+from orchestrator.simulation.simulated_work import train_s, workload
+from orchestrator.simulation.transport import Transport
+from orchestrator.simulation.world import Fault, Measuring, Orchestrator, Work, World
 
 _SOON_S = 1e-3
 
 
 class SimulationError(CoreError):
     """A job that cannot be simulated to its end."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeUse:
-    """What a job made of one node: seconds of computing, bytes and seconds of transfers, by direction."""
-
-    compute_s: float = 0.0
-    sent_bytes: int = 0
-    received_bytes: int = 0
-    sending_s: float = 0.0
-    receiving_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,25 +79,6 @@ def simulate(
     return run.run(faults)
 
 
-@dataclass(slots=True)
-class _NodeRun:
-    """A node during the job. `life` counts its lives: what belongs to an earlier one is void."""
-
-    node: Node
-    train_s: float
-    holds: int = -1
-    life: int = 0
-    gone: bool = False
-    hung: bool = False
-    spoils_next: bool = False
-    under_way: dict[int, Transfer] = field(default_factory=dict)
-    compute_s: float = 0.0
-    sent_bytes: int = 0
-    received_bytes: int = 0
-    sending_s: float = 0.0
-    receiving_s: float = 0.0
-
-
 class _Run:
     """See `simulate`."""
 
@@ -128,7 +97,7 @@ class _Run:
     ) -> None:
         self._spec = spec
         self._work = work
-        self._workload = _workload(spec, work, world)
+        self._workload = workload(spec, work, world)
         self._loss = loss
         self._costs = orchestrator
         self._clock = Clock()
@@ -141,7 +110,13 @@ class _Run:
                 f"node {missing[0]} is not in the world, or the workload has no task for it"
             )
         self._nodes = {
-            name: _NodeRun(by_name[name], _train_s(by_name[name], work, name)) for name in spec.nodes
+            name: NodeRun(
+                by_name[name],
+                train_s(by_name[name], work, name),
+                clock=self._clock,
+                transport=self._transport,
+            )
+            for name in spec.nodes
         }
         nodes = tuple(run.node for run in self._nodes.values())
         shapes = {pair: shape for pair, shape in self._transport.shapes.items() if self._concerns(pair)}
@@ -180,16 +155,7 @@ class _Run:
             failure=self._failure,
             epochs=tuple(self._reports[epoch] for epoch in sorted(self._reports)),
             decisions=tuple(self._decisions),
-            uses={
-                name: NodeUse(
-                    compute_s=run.compute_s,
-                    sent_bytes=run.sent_bytes,
-                    received_bytes=run.received_bytes,
-                    sending_s=run.sending_s,
-                    receiving_s=run.receiving_s,
-                )
-                for name, run in self._nodes.items()
-            },
+            uses={name: run.use for name, run in self._nodes.items()},
             ended_s=self._clock.now_s,
             loss_source=self._loss.source,
         )
@@ -239,7 +205,7 @@ class _Run:
 
     # Requests
 
-    def _load(self, run: _NodeRun, order: m.LoadNode) -> None:
+    def _load(self, run: NodeRun, order: m.LoadNode) -> None:
         """Send the model and then, if asked, the data, each confirmed."""
         self._tick_after(self._spec.load_timeout_s)
         name = run.node.name
@@ -250,14 +216,14 @@ class _Run:
 
         def send_data() -> None:
             if order.data:
-                self._down(run, self._work.tasks[name].data_bytes, lambda: self._confirm(run, loaded))
+                run.down(self._work.tasks[name].data_bytes, lambda: run.confirm(loaded))
             else:
                 loaded()
 
         whole_bytes = self._work.base_bytes + self._work.model_bytes
-        self._down(run, whole_bytes, lambda: self._confirm(run, send_data))
+        run.down(whole_bytes, lambda: run.confirm(send_data))
 
-    def _round(self, run: _NodeRun, order: m.StartRound) -> None:
+    def _round(self, run: NodeRun, order: m.StartRound) -> None:
         """Send the parameters unless the node holds them; it trains and sends its update."""
         self._tick_after(self._spec.round_timeout_s)
         started_s, name = self._clock.now_s, run.node.name
@@ -286,78 +252,24 @@ class _Run:
         def trained() -> None:
             nonlocal training_loss
             training_loss = self._loss.train(name, order.epoch, order.version)
-            run.compute_s += run.train_s
-            self._up(run, self._work.update_bytes, arrived)
+            run.up(self._work.update_bytes, arrived)
 
         def train() -> None:
-            self._later(run, run.train_s, trained)
+            run.train(trained)
 
         if run.holds == order.version:
-            self._ask(run, train)
+            run.ask(train)
         else:
-            self._down(run, self._work.model_bytes, train)
+            run.down(self._work.model_bytes, train)
 
-    def _sync(self, run: _NodeRun, version: int) -> None:
+    def _sync(self, run: NodeRun, version: int) -> None:
         self._tick_after(self._spec.sync_timeout_s)
 
         def synced() -> None:
             run.holds = version
             self._tell(m.NodeSynced(now_s=self._clock.now_s, node=run.node.name, version=version))
 
-        self._down(run, self._work.model_bytes, lambda: self._confirm(run, synced))
-
-    def _down(self, run: _NodeRun, payload_bytes: int, then: Action) -> None:
-        def received(seconds: float) -> None:
-            run.received_bytes += payload_bytes
-            run.receiving_s += seconds
-
-        self._transfer(run, ORCHESTRATOR, run.node.name, payload_bytes, received, then)
-
-    def _up(self, run: _NodeRun, payload_bytes: int, then: Action) -> None:
-        def sent(seconds: float) -> None:
-            run.sent_bytes += payload_bytes
-            run.sending_s += seconds
-
-        self._transfer(run, run.node.name, ORCHESTRATOR, payload_bytes, sent, then)
-
-    def _transfer(
-        self,
-        run: _NodeRun,
-        src: str,
-        dst: str,
-        payload_bytes: int,
-        account: Callable[[float], None],
-        then: Action,
-    ) -> None:
-        if run.gone or run.hung:
-            return
-        began_s = self._clock.now_s
-
-        def done() -> None:
-            del run.under_way[id(transfer)]
-            account(self._clock.now_s - began_s)
-            then()
-
-        transfer = self._transport.send(src, dst, payload_bytes, done)
-        run.under_way[id(transfer)] = transfer
-
-    def _ask(self, run: _NodeRun, then: Action) -> None:
-        self._later(run, self._transport.delays_s[ORCHESTRATOR, run.node.name], then)
-
-    def _confirm(self, run: _NodeRun, then: Action) -> None:
-        self._later(run, self._transport.delays_s[run.node.name, ORCHESTRATOR], then)
-
-    def _later(self, run: _NodeRun, delay_s: float, then: Action) -> None:
-        """Go on in `delay_s` if the node is still the same then, and answers."""
-        if run.gone or run.hung:
-            return
-        life = run.life
-
-        def go_on() -> None:
-            if run.life == life and not run.hung:
-                then()
-
-        self._clock.after(delay_s, go_on)
+        run.down(self._work.model_bytes, lambda: run.confirm(synced))
 
     def _tick_after(self, timeout_s: float) -> None:
         """Have the engine look at its deadlines when a request made now has run out of time."""
@@ -401,74 +313,14 @@ class _Run:
         if fault.kind == "garbage":
             run.spoils_next = True
         elif fault.kind == "hung":
-            run.hung = True
-            self._drop_work(run)
+            run.hang()
         elif fault.kind == "lost":
-            run.gone, run.holds = True, -1
-            self._drop_work(run)
+            run.lose()
             reason = "its connection closed" if fault.noticed_s == 0 else "its heartbeats stopped"
             self._tell_soon(
                 fault.noticed_s, lambda now_s: m.NodeLost(now_s=now_s, node=fault.node, reason=reason)
             )
         else:
-            run.gone = run.hung = False
+            run.come_back()
             self._transport.forget(fault.node)
             self._tell(m.NodeBack(now_s=self._clock.now_s, node=fault.node))
-
-    def _drop_work(self, run: _NodeRun) -> None:
-        run.life += 1
-        for transfer in run.under_way.values():
-            self._transport.cancel(transfer)
-        run.under_way.clear()
-
-
-def _train_s(node: Node, work: Work, name: str) -> float:
-    task = work.tasks[name]
-    profile = DeviceProfile(
-        device="cpu",
-        cpu_count=1,
-        memory_bytes=1,
-        compute_flops=node.compute_flops,
-        layer_overhead_s=node.layer_overhead_s,
-        power=node.power,
-        emulated=True,
-        pacing=True,
-        torch="",
-        pid=0,
-    )
-    return training_s(
-        profile,
-        parameters=work.parameters,
-        trained=work.trained,
-        layers=work.layers,
-        tokens=task.tokens,
-        steps=task.steps,
-    )
-
-
-def _workload(spec: m.JobSpec, work: Work, world: World) -> Workload:
-    """Say what the live driver would say of a round; where nodes' rounds differ, of the mean one."""
-    tasks = {name: work.tasks[name] for name in spec.nodes if name in work.tasks}
-    passes = 1 + BACKWARD_FACTOR
-    count = max(len(tasks), 1)
-    tokens = round(sum(task.tokens for task in tasks.values()) / count)
-    steps = sum(task.steps for task in tasks.values()) / count
-    return Workload(
-        model_bytes=work.model_bytes,
-        update_bytes=work.update_bytes,
-        data_bytes={name: task.data_bytes for name, task in tasks.items()},
-        base_bytes=work.base_bytes,
-        flops=training_flops(parameters=work.parameters, trained=work.trained, tokens=tokens) or None,
-        layer_passes=round(steps * passes * work.layers),
-        samples={name: float(task.samples) for name, task in tasks.items()},
-        makeup=work.makeup,
-        congestion_control=world.congestion_control,
-        orchestrator_bps=_shared_bps(spec, world),
-    )
-
-
-def _shared_bps(spec: m.JobSpec, world: World) -> float | None:
-    """Return the rate of the link that all the nodes' downward paths begin with, if they share it."""
-    first = {node.down[0] for node in world.nodes if node.name in spec.nodes}
-    rates = {link.name: link.rate_bps for link in world.links}
-    return rates[first.pop()] if len(first) == 1 else None
