@@ -6,9 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from test_finetune_engine import (
+from finetune_engine_steps import (
     BEFORE,
     NODES,
     answers,
@@ -25,6 +23,8 @@ from test_finetune_engine import (
     update,
     verdicts,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from orchestrator.core.selection import POLICIES, DeadlineOptions, PlanOptions, PolicyOptions
 from orchestrator.core.workload import Workload

@@ -6,7 +6,7 @@ import json
 from random import Random
 
 import pytest
-from test_finetune_engine import (
+from finetune_engine_steps import (
     NODES,
     begin,
     close,
