@@ -29,6 +29,7 @@ _BULK_PORT = 7200
 _SAMPLE_S = 0.002
 _SETTLE_S = 0.3
 _DECODE_S = 3.0
+_TURNS = 4
 _TIMEOUT_S = 60.0
 Progress = Callable[[str], None]
 Made = TypeVar("Made")
@@ -106,10 +107,10 @@ class _Bed:
 
         Connections are made when the link is as it is to be: TCP remembers the round trips of before.
         """
-        compute_s, prompt_compute_s = self._computing()
+        prompt_compute_s = self._computing_prompt()
         self._link.become(cell)
         with self._deployed("split", self._document):
-            found = [self._decode(cell, compute_s), self._prompt(cell, prompt_compute_s)]
+            found = [self._decode(cell), self._prompt(cell, prompt_compute_s)]
         with self._deployed(_BARE, self._bare_document):
             found.append(self._rows_alone(cell))
         found.append(self._bulk(cell, found[-1]["payload_bytes"]))
@@ -123,22 +124,33 @@ class _Bed:
         yield
         self._workers.retire(name, 2)
 
-    def _computing(self) -> tuple[float, float]:
-        """Return what one process takes for a token and for the prompt, without any link."""
-        self._workers.generate("one", tokens=2)
-        told = self._workers.generate("one", tokens=4 if self._quick else 24)[0]
-        prompt = self._workers.generate("one", tokens=1, prompt=self._prompt_tokens())[0]
-        return statistics.median(fields["elapsed_s"] for fields in told[1:]), prompt[0]["elapsed_s"]
+    def _computing(self, tokens: int) -> list[float]:
+        """Return what one process takes for each of so many tokens, without any link."""
+        told = self._workers.generate("one", tokens=tokens + 1)[0]
+        return [fields["elapsed_s"] for fields in told[1:]]
 
-    def _decode(self, cell: Cell, compute_s: float) -> dict[str, Any]:
+    def _computing_prompt(self) -> float:
+        """Return what one process takes for the prompt, without any link."""
+        self._workers.generate("one", tokens=2)
+        told = self._workers.generate("one", tokens=1, prompt=self._prompt_tokens())[0]
+        return float(told[0]["elapsed_s"])
+
+    def _decode(self, cell: Cell) -> dict[str, Any]:
+        """Time tokens over the link and within one process by turns: a machine's pace changes in seconds."""
         wanted = int(_DECODE_S / (2 * cell.delay_s + 0.02))
-        tokens = 4 if self._quick else max(16, min(120, wanted))
+        tokens = 4 if self._quick else max(16, min(120, wanted)) // _TURNS
         self._workers.generate("split", tokens=3)
         self._link.emulation()
         prompt_bytes = self._passing(lambda: self._workers.generate("split", tokens=1))[1]
-        generated, all_bytes = self._passing(lambda: self._workers.generate("split", tokens=tokens + 1))
-        told, round_bytes = generated[0], (all_bytes - prompt_bytes) / tokens
-        took = [fields["elapsed_s"] for fields in told[1:]]
+        all_bytes = self._passing(lambda: self._workers.generate("split", tokens=tokens + 1))[1]
+        round_bytes = (all_bytes - prompt_bytes) / tokens
+        took: list[float] = []
+        alone: list[float] = []
+        for _ in range(1 if self._quick else _TURNS):
+            alone += self._computing(tokens)
+            told = self._workers.generate("split", tokens=tokens + 1)[0]
+            took += [fields["elapsed_s"] for fields in told[1:]]
+        compute_s = statistics.median(alone)
         least_s = limits.token_s(
             compute_s=compute_s,
             delay_s=cell.delay_s,
