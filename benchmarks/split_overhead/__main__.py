@@ -61,6 +61,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=60.0, help="that the clients go on asking (default 60)"
     )
+    parser.add_argument(
+        "--cell",
+        action="append",
+        type=_cell,
+        metavar="MS,MBIT,PERCENT",
+        help="delay, rate, loss of each way of the link of part networks, not its 24; may be repeated",
+    )
     environments.add_cache_option(parser)
     options = parser.parse_args()
     for name in ("pairs", "cases"):
@@ -71,6 +78,17 @@ def _options() -> argparse.Namespace:
     if not 1 <= options.seconds <= 600:
         parser.error(f"--seconds is {options.seconds:g}; it must be 1 to 600")
     return options
+
+
+def _cell(text: str) -> tuple[float, float, float]:
+    """Read `10,100,1`: delay in ms, rate in Mbit/s, loss in percent; returns s, bit/s and the ratio."""
+    try:
+        delay_ms, rate_mbit, loss_percent = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers, as in 10,100,1") from None
+    if not (0 <= delay_ms <= 1000 and 1 <= rate_mbit <= 1000 and 0 <= loss_percent <= 20):
+        raise argparse.ArgumentTypeError(f"{text!r}: 0 to 1000 ms, 1 to 1000 Mbit/s, 0 to 20 percent")
+    return delay_ms / 1e3, rate_mbit * 1e6, loss_percent / 100
 
 
 def _result(

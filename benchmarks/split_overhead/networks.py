@@ -43,8 +43,13 @@ class BareShardHost(ShardHost):
         return kind(assignment, parameters, link=link, pacer=self._pacer, budget=budget, ending=self._ending)
 
 
-def cells(*, quick: bool) -> Sequence[Cell]:
-    """List what the link does in turn; what needs no delay line comes first, while there is none."""
+def cells(asked: Sequence[tuple[float, float, float]] | None, *, quick: bool) -> Sequence[Cell]:
+    """List what the link does in turn; what needs no delay line comes first, while there is none.
+
+    `asked`: (delay in s, bit/s, loss ratio) instead of the usual ones.
+    """
+    if asked:
+        return [Cell(delay_s=delay_s, rate_bps=bps, loss_ratio=loss) for delay_s, bps, loss in asked]
     if quick:
         return _QUICK
     return [
@@ -61,6 +66,7 @@ def measure(
     document: dict[str, Any],
     parameters: dict[str, torch.Tensor],
     *,
+    asked: Sequence[tuple[float, float, float]] | None,
     quick: bool,
     seed: int,
     progress: Progress,
@@ -76,7 +82,7 @@ def measure(
             halves = [(0, layers // 2), (layers // 2, layers)]
             bed = _Bed(link, workers, document, parameters, halves, quick=quick)
             workers.deploy("one", document, parameters, [(0, layers)])
-            todo = cells(quick=quick)
+            todo = cells(asked, quick=quick)
             for number, cell in enumerate(todo, start=1):
                 progress(f"networks {number} of {len(todo)}: {cell.describe()}")
                 rows += bed.cell(cell)

@@ -156,6 +156,7 @@ class Bench:
             self._cores,
             self._document,
             self._parameters,
+            asked=self._options.cell,
             quick=self._options.quick,
             seed=self._options.seed,
             progress=_tell,
