@@ -49,7 +49,8 @@ class Decoder(ABC):
 
     def __init__(self, model: Chain) -> None:
         self._layers = model.layer_range
-        self._scores = memory.empty((model.config.context_tokens,))
+        group = model.config.heads // model.config.kv_heads
+        self._scores = memory.empty((group * model.config.context_tokens,))
         self._made = 0
 
     @abstractmethod

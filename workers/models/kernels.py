@@ -37,7 +37,7 @@ _GELU_SCALE = np.float32(2 * math.sqrt(2 / math.pi))
 _dots_of_4, _dots_of_2, _dots_of_1 = (vectors.dots(count) for count in (4, 2, 1))
 _dot_of_4, _dot_of_2, _dot_of_1 = (vectors.dots(count, rows=1) for count in (4, 2, 1))
 _shares_of_4, _shares_of_2, _shares_of_1 = (vectors.shares(count) for count in (4, 2, 1))
-_share_of_4, _share_of_2, _share_of_1 = (vectors.shares(count, rows=1) for count in (4, 2, 1))
+_share_of_1 = vectors.shares(1, rows=1)
 
 
 @_compiled
@@ -71,32 +71,31 @@ def multiply(matrix: Array, rows: Array, out: Array) -> None:
 
 
 @_compiled
-def multiply_stored_transposed(matrix: Array, rows: Array, bias: Array, out: Array) -> None:
-    """Set out [M, R] to bias [R] plus rows [M, C] times matrix [C, R]."""
+def add_shares(matrix: Array, rows: Array, out: Array) -> None:
+    """Add to out [M, C] rows [M, R] times matrix [R, C]."""
     count, inputs = rows.shape[0], matrix.shape[0]
     even = inputs - inputs % _TOGETHER
-    for m in range(count):
+    for r in range(0, even, _TOGETHER):
+        done = 0
+        while count - done >= 4:
+            _shares_of_4(matrix, r, rows, done, out)
+            done += 4
+        if count - done >= 2:
+            _shares_of_2(matrix, r, rows, done, out)
+            done += 2
+        if done < count:
+            _shares_of_1(matrix, r, rows, done, out)
+    for r in range(even, inputs):
+        for m in range(count):
+            _share_of_1(matrix, r, rows, m, out)
+
+
+@_compiled
+def multiply_stored_transposed(matrix: Array, rows: Array, bias: Array, out: Array) -> None:
+    """Set out [M, C] to bias [C] plus rows [M, R] times matrix [R, C]."""
+    for m in range(rows.shape[0]):
         out[m] = bias
-    for c in range(0, even, _TOGETHER):
-        done = 0
-        while count - done >= 4:
-            _shares_of_4(matrix, c, rows, done, out)
-            done += 4
-        if count - done >= 2:
-            _shares_of_2(matrix, c, rows, done, out)
-            done += 2
-        if done < count:
-            _shares_of_1(matrix, c, rows, done, out)
-    for c in range(even, inputs):
-        done = 0
-        while count - done >= 4:
-            _share_of_4(matrix, c, rows, done, out)
-            done += 4
-        if count - done >= 2:
-            _share_of_2(matrix, c, rows, done, out)
-            done += 2
-        if done < count:
-            _share_of_1(matrix, c, rows, done, out)
+    add_shares(matrix, rows, out)
 
 
 @_compiled
@@ -222,7 +221,7 @@ def attend(
 
     queries [N * D], keys and values [K * D] of the row at `position`, not turned yet; cos and sin [D] of the
     position, of no length where nothing is to be turned; cache [2, K, room, D]; rows before `first` are not
-    seen; scores: room for position + 1 numbers.
+    seen; scores: room for G (position + 1) numbers.
     """
     kv_heads, size = cache.shape[1], cache.shape[3]
     group = queries.shape[0] // (kv_heads * size)
@@ -230,30 +229,34 @@ def attend(
         _turn(queries, cos, sin)
         _turn(keys, cos, sin)
     scale = np.float32(1.0 / math.sqrt(size))
+    seen = position + 1 - first
+    shares = scores[: group * seen].reshape(group, seen)
     for head in range(kv_heads):
         cached_keys, cached_values = cache[0, head], cache[1, head]
         for i in range(size):
             cached_keys[position, i] = keys[head * size + i]
             cached_values[position, i] = values[head * size + i]
+        start, end = head * group * size, (head + 1) * group * size
+        mixed = out[start:end].reshape(group, size)
+        multiply(cached_keys[first : position + 1], queries[start:end].reshape(group, size), shares)
         for member in range(group):
-            start = (head * group + member) * size
-            query, mixed = queries[start : start + size], out[start : start + size]
-            highest = np.float32(-np.inf)
-            for s in range(first, position + 1):
-                total = _ZERO
-                for i in range(size):
-                    total += query[i] * cached_keys[s, i]
-                scores[s] = total * scale
-                highest = max(highest, scores[s])
-            whole = _ZERO
-            mixed[:] = _ZERO
-            for s in range(first, position + 1):
-                share = math.exp(scores[s] - highest)
-                whole += share
-                for i in range(size):
-                    mixed[i] += share * cached_values[s, i]
-            for i in range(size):
-                mixed[i] /= whole
+            _soften(shares[member], scale)
+        mixed[:] = _ZERO
+        add_shares(cached_values[first : position + 1], shares, mixed)
+
+
+@_compiled
+def _soften(scores: Array, scale: np.float32) -> None:
+    """Set scores [S] to their softmax, after scaling."""
+    highest = np.float32(-np.inf)
+    for s in range(scores.shape[0]):
+        highest = max(highest, scores[s])
+    whole = _ZERO
+    for s in range(scores.shape[0]):
+        scores[s] = vectors.exponential((scores[s] - highest) * scale)
+        whole += scores[s]
+    for s in range(scores.shape[0]):
+        scores[s] /= whole
 
 
 @_compiled
@@ -281,7 +284,7 @@ def finish(
     for m in range(gates.shape[0]):
         for i in range(gates.shape[1]):
             value = gates[m, i]
-            gates[m, i] = value / (_ONE + math.exp(-value)) * ups[m, i]
+            gates[m, i] = value / (_ONE + vectors.exponential(-value)) * ups[m, i]
     multiply(down, gates, normed)
     add_rows(rows, normed)
 
@@ -311,7 +314,7 @@ def finish_centred(
         for i in range(ups.shape[1]):
             value = ups[m, i]
             inner = _GELU_SCALE * (value + _GELU_CUBE * value * value * value)
-            ups[m, i] = value / (_ONE + np.float32(math.exp(-inner)))
+            ups[m, i] = value / (_ONE + vectors.exponential(-inner))
     multiply_stored_transposed(down, ups, down_bias, normed)
     add_rows(rows, normed)
 

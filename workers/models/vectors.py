@@ -26,6 +26,8 @@ _AHEAD_BYTES = 8192
 _LINE_BYTES = 64
 _FLOAT, _WORD, _LONG = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _BYTES = ir.IntType(8).as_pointer()
+_EXPONENTIAL = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
+"""Factors of x^7 down to x^2, nearly."""
 
 
 def _lanes() -> int:
@@ -114,6 +116,42 @@ def shares(count: int, *, rows: int = ROWS) -> Any:
         return types.void(matrix, types.int64, given, types.int64, out), generate
 
     return block
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def exponential(typing: Any, value: Any) -> Any:
+    """Return e to the power of a float, within 2e-7 of it, as loops of it become vector instructions.
+
+    From 88 on it is what it is there, below -87 likewise; NaN stays NaN. By two's powers and a polynomial of
+    the rest, Cephes' expf.
+    """
+
+    def generate(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        x = _clipped(builder, values[0])
+        halves = builder.fadd(builder.fmul(x, _number(1.44269504088896341)), _number(0.5))
+        twos = _call(builder, "llvm.floor.f32", _FLOAT, (halves,))
+        rest = _multiply_add(builder, twos, _number(-0.693359375), x)
+        rest = _multiply_add(builder, twos, _number(2.12194440e-4), rest)
+        total = _number(_EXPONENTIAL[0])
+        for factor in (*_EXPONENTIAL[1:], 1.0, 1.0):
+            total = _multiply_add(builder, total, rest, _number(factor))
+        whole = builder.select(builder.fcmp_ordered("ord", x, x), twos, _number(0.0))
+        exponent = builder.add(builder.fptosi(whole, _WORD), _word(127))
+        power = builder.bitcast(builder.shl(exponent, _word(23)), _FLOAT)
+        return builder.fmul(total, power)
+
+    return types.float32(types.float32), generate
+
+
+def _clipped(builder: Any, value: Any) -> Any:
+    """Return a float within what `exponential` has a power of two for; NaN as it is."""
+    low, high = _number(-87.0), _number(88.0)
+    value = builder.select(builder.fcmp_ordered("<", value, low), low, value)
+    return builder.select(builder.fcmp_ordered(">", value, high), high, value)
+
+
+def _number(value: float) -> Any:
+    return ir.Constant(_FLOAT, value)
 
 
 def _each(

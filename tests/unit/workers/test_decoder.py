@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_worlds import tiny_model
+from numba import njit
 
 from workers.kv_cache import KvCache
-from workers.models import kernels
+from workers.models import kernels, vectors
 from workers.models.chain import Chain
 from workers.models.decoder import Decoder
 from workers.models.decoder import matrix as kernel_matrix
@@ -142,3 +143,20 @@ def test_logits_that_are_not_finite_have_no_margin(broken: float, place: int) ->
     logits = np.array([1.0, 2.0, 3.0], dtype=np.float32)
     logits[place] = broken
     assert not math.isfinite(kernels.best(logits)[1])
+
+
+def test_the_kernels_exponential_is_that_of_numpy() -> None:
+    given = np.concatenate([np.linspace(-87, 88, 10001), [0.0, 1e-8, -1e-8]]).astype(np.float32)
+    found = exponentials(given)
+    np.testing.assert_allclose(found, np.exp(given.astype(np.float64)), rtol=2e-7)
+    assert exponentials(np.float32([-1000.0, -np.inf])).max() < 2e-38
+    assert np.isfinite(exponentials(np.float32([1000.0, np.inf]))).all()
+    assert np.isnan(exponentials(np.float32([np.nan])))[0]
+
+
+@njit
+def exponentials(given: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    found = np.empty_like(given)
+    for place in range(given.shape[0]):
+        found[place] = vectors.exponential(given[place])
+    return found
