@@ -22,7 +22,9 @@ class Generation:
 
     request: str
     number: int = 0
-    """What the ring knows the request by; given by the head."""
+    """What the ring knows the request by; given by the head, another one when it was put back."""
+    age: int = 0
+    """Its place in the order of arrival."""
     tokens: list[int]
     prompt_tokens: int
     max_tokens: int
@@ -43,6 +45,8 @@ class Generation:
     in_flight: bool = False
     scheduled: bool = False
     """Waits for its turn to send a row or a piece."""
+    put_back: bool = False
+    """It waits until there may be room for its caches."""
     ended: bool = False
 
     @classmethod
@@ -75,9 +79,14 @@ class Generation:
         """Tokens generated so far."""
         return len(self.tokens) - self.prompt_tokens
 
+    @property
+    def can_go(self) -> bool:
+        """Tell whether something of it may be sent now."""
+        return not (self.ended or self.in_flight or self.put_back)
+
     def goes_as_prompt(self, stage: Stage) -> bool:
         """Tell whether what the ring of `stage` lacks of its tokens goes there in pieces now."""
-        if self.ended or self.in_flight:
+        if not self.can_go:
             return False
         return self.stage is not stage or self.entering or self.missing > 1
 

@@ -4,7 +4,8 @@ Everything here is used by whoever has the compute thread's turn. A generation h
 under way; those that are ready go together, in as many groups as the ring has stages, so that each stage has
 one to work on. Prompts go in pieces, each a long task of the compute thread, and take turns; no more of them
 are in the ring than keep it busy. When another epoch is committed, every generation is replayed through the
-new ring from its tokens; what still comes out of the old one is not waited for and not used.
+new ring from its tokens; what still comes out of the old one is not waited for and not used. Likewise when
+the caches of all do not fit: the youngest is put back and replayed when others have ended.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from typing import Any, Protocol
 
 from workers import activations, ring_frames
 from workers.generation import Generation
-from workers.kv_cache import CacheError
+from workers.kv_cache import CacheError, OutOfMemory
 from workers.pieces import Piece, PieceWindow
 from workers.sampling import Choice
 from workers.stage import Asked, Place, Rows, Stage
+from workers.waiting import Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ CHUNK_ROWS = 64
 between two of them it is others' turn."""
 TELL_INTERVAL_S = 0.01
 """Tokens that come faster than this are told together; the first one of an answer is told at once."""
+WAITING_INTERVAL_S = 20.0
+"""How often it is told who waits for room: less than the orchestrator waits for a token."""
 
 Notify = Callable[[str, dict[str, Any]], None]
 
@@ -71,6 +75,14 @@ class Head:
         self._window = PieceWindow(stages=1, piece_rows=CHUNK_ROWS)
         self._untold: list[dict[str, Any]] = []
         self._told_s = -math.inf
+        self._waiting: Waiting[Generation] = Waiting()
+        self._waiting_told_s = -math.inf
+        self.put_back_total = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for room for their caches."""
+        return len(self._waiting)
 
     def start(self, generation: Generation) -> str | None:
         """Begin to answer a request; returns why not, if so."""
@@ -78,10 +90,15 @@ class Head:
             return f"request {generation.request!r} is already running"
         if len(self._generations) >= MAX_GENERATIONS:
             return f"{MAX_GENERATIONS} requests are running"
-        generation.number = next(self._numbers)
+        generation.number = generation.age = next(self._numbers)
         self._generations[generation.request] = generation
         self._numbered[generation.number] = generation
-        self._schedule(generation)
+        if len(self._waiting):  # those before it come first
+            generation.put_back = True
+            self._waiting.put(generation, room=True)
+            self._try_waiting()
+        else:
+            self._schedule(generation)
         return None
 
     def cancel(self, request: str | None) -> None:
@@ -96,7 +113,10 @@ class Head:
         self._window = PieceWindow(stages=stage.assignment.ring_nodes, piece_rows=CHUNK_ROWS)
         for generation in self._generations.values():
             generation.in_flight, generation.due_s = False, None
-            self._schedule(generation)
+            if not generation.put_back:
+                self._schedule(generation)
+        self._waiting.more_room()
+        self._try_waiting()
         self._let_enter()
 
     def retire(self, epoch: int) -> None:
@@ -125,7 +145,7 @@ class Head:
             try:
                 rows = stage.prefill(place.number, place.position, rows)
             except CacheError as error:
-                self._give_up(generation, error)
+                self._cannot_go_on(generation, error.code, f"on the head: {error}")
                 return
         self.passed(stage, place.number, place.sequence)
         if not partial:
@@ -150,11 +170,11 @@ class Head:
         finally:
             self._dispatch()
 
-    def failed(self, stage: Stage, number: int, detail: str) -> None:
+    def failed(self, stage: Stage, number: int, code: str, detail: str) -> None:
         """Learn that a node of the ring cannot serve a request."""
         generation = self._numbered.get(number)
         if generation and generation.stage is stage:
-            self._end(generation, "error", detail)
+            self._cannot_go_on(generation, code, detail)
 
     def tell_overdue(self) -> float | None:
         """Tell of tokens and of overdue passes; return the seconds until the next may be, None if none is."""
@@ -164,6 +184,10 @@ class Head:
         for generation in self._generations.values():
             if generation.due_s is not None and generation.due_s <= now_s:
                 self._tell_stalled(generation)
+        if len(self._waiting) and now_s - self._waiting_told_s >= WAITING_INTERVAL_S:
+            self._waiting_told_s = now_s
+            for generation in self._waiting.all():
+                self._tell("waiting", generation)
         dues = [generation.due_s for generation in self._generations.values() if generation.due_s is not None]
         if self._untold:
             dues.append(self._told_s + TELL_INTERVAL_S)
@@ -204,7 +228,7 @@ class Head:
                 self._prompts.append(generation)
                 continue
             generation.scheduled = False
-            if stage is not None and not generation.ended and not generation.in_flight:
+            if stage is not None and generation.can_go:
                 group.append(generation)
         if stage is not None and group:
             self._send_together(group, stage)
@@ -246,13 +270,14 @@ class Head:
     def _group_size(self, stage: Stage | None) -> int:
         """Return how many sequences go together, so that every stage of the ring has a group."""
         stages = 1 if stage is None else stage.assignment.ring_nodes
-        return min(ring_frames.MOST_TOGETHER, max(1, math.ceil(len(self._generations) / stages)))
+        under_way = len(self._generations) - len(self._waiting)
+        return min(ring_frames.MOST_TOGETHER, max(1, math.ceil(under_way / stages)))
 
     def _send_piece(self, generation: Generation, stage: Stage) -> None:
         """Send the next piece of what the ring does not have of a sequence: of all, if it is new to it."""
         if generation.stage is not stage:
             self._leave_ring(generation)
-            generation.replayed = len(generation.tokens) if generation.stage else 0
+            generation.replayed = len(generation.tokens) if generation.stage or generation.made else 0
             generation.stage, generation.cached = stage, 0
         began_s = self._clock()
         position = generation.cached
@@ -263,7 +288,7 @@ class Head:
             try:
                 rows = stage.prefill(generation.number, position, rows)
             except CacheError as error:
-                self._give_up(generation, error)
+                self._cannot_go_on(generation, error.code, f"on the head: {error}")
                 return
         place = self._next_pass(generation, len(tokens))
         if stage.link is not None:
@@ -313,12 +338,48 @@ class Head:
         if not failures:
             return generations, rows
         for number, error in failures.items():
-            self._give_up(generations[number], error)
-        sound = [number for number in range(len(generations)) if number not in failures]
+            if self._numbered.get(places[number].number) is generations[number]:
+                self._cannot_go_on(generations[number], error.code, f"on the head: {error}")
+        sound = [
+            number
+            for number, place in enumerate(places)
+            if number not in failures and place.number in self._numbered
+        ]
         return [generations[number] for number in sound], rows[sound]
 
-    def _give_up(self, generation: Generation, error: CacheError) -> None:
-        self._end(generation, "error", f"{error.code} on the head: {error}")
+    def _cannot_go_on(self, generation: Generation, code: str, detail: str) -> None:
+        """End a request that a node cannot serve, or put the youngest back if caches are what is short."""
+        under_way = [one for one in self._generations.values() if not one.put_back]
+        if code != OutOfMemory.code or len(under_way) == 1:
+            self._end(generation, "error", f"{code}: {detail}")
+            return
+        youngest = under_way[-1]
+        logger.info("%s, request %s waits for room: %s", self._deployment, youngest.request, detail)
+        self._start_over(youngest)
+        youngest.put_back = True
+        self._waiting.put(youngest)
+        self.put_back_total += 1
+        if youngest is not generation:
+            self._start_over(generation)
+            self._schedule(generation)
+        self._let_enter()
+
+    def _start_over(self, generation: Generation) -> None:
+        """Free a request's caches; what still comes of it is not known by its new number."""
+        self._leave_ring(generation)
+        self._window.forget(generation.number)
+        del self._numbered[generation.number]
+        generation.number = next(self._numbers)
+        self._numbered[generation.number] = generation
+        generation.stage, generation.cached = None, 0
+        generation.entering, generation.in_flight, generation.due_s = False, False, None
+
+    def _try_waiting(self) -> None:
+        """Have one go on that was put back, if there may be room."""
+        generation = self._waiting.next()
+        if generation is not None:
+            generation.put_back = False
+            self._schedule(generation)
 
     def _take(self, generations: Sequence[Generation], stage: Stage, rows: Rows) -> None:
         """Choose the next token of each sequence after its last row, rows [M, H]."""
@@ -345,6 +406,8 @@ class Head:
             text += rest if stopped else rest + generation.stops.flush()
         finish = "stop" if stopped else finish
         self._note_token(generation, stage, choice, text=text)
+        self._waiting.made_token(generation)
+        self._try_waiting()
         if finish:
             self._end(generation, finish)
         else:
@@ -392,6 +455,8 @@ class Head:
         self._window.forget(generation.number)
         self._leave_ring(generation)
         self._tell("done", generation, finish_reason=reason, detail=detail, tokens=generation.made)
+        self._waiting.ended(generation)
+        self._try_waiting()
         self._let_enter()
 
     def _leave_ring(self, generation: Generation) -> None:

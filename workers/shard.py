@@ -21,7 +21,7 @@ from workers.device import Pacer
 from workers.errors import LinkError, ModelError, RequestRefused, WireError
 from workers.generation import Generation
 from workers.head import Head
-from workers.kv_cache import Budget, CacheError, MemoryBudget
+from workers.kv_cache import Budget, CacheError, MemoryBudget, OutOfMemory
 from workers.layer_store import Parameters
 from workers.link import Reply
 from workers.models.config import parse_config
@@ -349,7 +349,8 @@ class ShardHost:
 
     def _tell_failure(self, stage: Stage, place: Place, error: CacheError) -> None:
         assert stage.link is not None
-        logger.warning("%s, request number %d: %s", stage.assignment.deployment, place.number, error)
+        level = logging.DEBUG if isinstance(error, OutOfMemory) else logging.WARNING  # the head says so
+        logger.log(level, "%s, request number %d: %s", stage.assignment.deployment, place.number, error)
         failure = {"code": error.code, "detail": f"{self._node}: {error}"}
         stage.link.send("release", {**ring_frames.address(stage, place.number), "error": failure})
 
@@ -358,7 +359,7 @@ class ShardHost:
             return
         if stage.link is None or stage.assignment.head:
             if failure:
-                self._head_of(stage).failed(stage, number, f"{failure['code']}: {failure['detail']}")
+                self._head_of(stage).failed(stage, number, failure["code"], failure["detail"])
             return
         stage.forget(number)
         where = ring_frames.address(stage, number)

@@ -31,7 +31,7 @@ HEARTBEAT_LIMIT_S = 5.0
 _WATCH_INTERVAL_S = 0.25
 _SERIALS_LIMIT = 8192
 _REFUSAL_S = 1.0
-_NOTIFICATIONS = ("heartbeat", "tokens", "done", "stalled")
+_NOTIFICATIONS = ("heartbeat", "tokens", "done", "stalled", "waiting")
 
 
 class LiveWorkerPool:

@@ -53,6 +53,10 @@ class Generation:
         chunk |= {name: fields[name] for name in _TOLD if name in fields}
         self._chunks.put({"choice": self.choice, **chunk})
 
+    def waiting(self) -> None:
+        """Learn that it waits on its head until there is room for its caches."""
+        self._chunks.put({"choice": self.choice, "waiting": True})
+
     def done(self, finish_reason: str, detail: str | None) -> None:
         """Take the end."""
         if not self._over.is_set():
@@ -83,7 +87,7 @@ class Completion:
     def chunks(self) -> Iterator[Json]:
         """Yield a map per token, and per answer a last one with `finish_reason`; each names its `choice`.
 
-        A silence ends what is unfinished as an error.
+        A silence, of heads that do not even say that it waits, ends what is unfinished as an error.
         """
         waiting = {generation.choice for generation in self._generations}
         while waiting:
@@ -95,7 +99,7 @@ class Completion:
                 for choice in sorted(waiting):
                     yield {"choice": choice, "finish_reason": "error", "detail": detail}
                 return
-            if chunk["choice"] in waiting:
+            if chunk["choice"] in waiting and "waiting" not in chunk:
                 yield chunk
             if "finish_reason" in chunk:
                 waiting.discard(chunk["choice"])
@@ -135,6 +139,12 @@ class Generations:
                 self._note_pace(generation.deployment, max(0.0, float(fields["elapsed_s"])))
         generation.token(fields)
         return True
+
+    def waiting(self, node: str, fields: Json) -> None:
+        """Have a completion's reader go on waiting, since its head has it wait."""
+        generation = self._find(node, fields)
+        if generation is not None:
+            generation.waiting()
 
     def done(self, node: str, fields: Json) -> None:
         """Hand a `done` notification on and forget the completion."""

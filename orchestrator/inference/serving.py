@@ -45,6 +45,7 @@ class Serving:
         pool.on_notification("tokens", self._on_tokens)
         pool.on_notification("done", generations.done)
         pool.on_notification("stalled", self._on_stalled)
+        pool.on_notification("waiting", generations.waiting)
 
     def complete(self, replicas: Sequence[DeploymentRun], asked: Sequence[Asked]) -> Completion:
         """Start the answers to one request at the replica that would finish it first: all of them or none.

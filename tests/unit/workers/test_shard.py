@@ -10,8 +10,6 @@ import pytest
 from model_worlds import SLOW, THREE, MakeRing, config_with, refused, tiny_model, wait_for
 
 from workers.errors import RequestRefused
-from workers.kv_cache import cache_bytes
-from workers.models.model_config import F32_BYTES
 
 
 @pytest.mark.parametrize(
@@ -100,22 +98,6 @@ def test_many_requests_go_together_and_each_gets_its_own_tokens(make_ring: MakeR
     together = [frame for channel in ring.channels for frame in channel.sent if frame.kind == "activations"]
     assert max(frame.fields["together"] for frame in together) == 4  # a third of them: three nodes
     assert 1 < max(len(frame.tensors["places"]) for frame in together) <= 4
-
-
-def test_requests_that_run_out_of_memory_end_alone(make_ring: MakeRing) -> None:
-    ring = make_ring(**SLOW)
-    ring.deploy(THREE, ring_nodes=1)
-    budget = ring.hosts["b"]._budget
-    budget.limit_bytes = budget.used_bytes + cache_bytes(ring.model.config, layers=2, tokens=128)
-    requests = [f"r{number}" for number in range(6)]
-    for request in requests:
-        ring.generate("a", request, max_tokens=90)
-    ends = {request: ring.wait_done(request)["finish_reason"] for request in requests}
-    assert set(ends.values()) == {"length", "error"}
-    whole = ring.reference(max_tokens=90)[0]
-    for request in requests:
-        tokens = [entry["token"] for entry in ring.tokens(request)]
-        assert tokens == (whole if ends[request] == "length" else whole[: len(tokens)])
 
 
 def test_the_end_token_stops_a_generation(make_ring: MakeRing) -> None:
@@ -268,25 +250,6 @@ def test_text_of_the_tokens_is_the_text_of_the_answer(make_ring: MakeRing) -> No
     assert stage.tokenizer
     whole = stage.tokenizer.decode(ring.reference(max_tokens=60)[0])
     assert "".join(entry["text"] for entry in ring.tokens("r")) == whole
-
-
-def test_a_stage_out_of_memory_fails_the_request_and_no_other(make_ring: MakeRing) -> None:
-    ring = make_ring()
-    config = ring.model.config
-    enough = 10**7
-    stage_bytes = 2 * config.layer_parameters * F32_BYTES + cache_bytes(config, layers=2, tokens=128)
-    ring = make_ring()
-    ring.hosts["b"]._budget.limit_bytes = stage_bytes
-    assert stage_bytes < enough
-    ring.deploy(THREE)
-    prompt = "p" * 90  # two of these do not fit: a cache of 128 tokens is set aside
-    for request in ("r1", "r2"):
-        ring.generate("a", request, prompt=prompt, max_tokens=30)
-    ends = {request: ring.wait_done(request) for request in ("r1", "r2")}
-    reasons = sorted(end["finish_reason"] for end in ends.values())
-    assert reasons == ["error", "length"]
-    failed = next(end for end in ends.values() if end["finish_reason"] == "error")
-    assert failed["detail"].startswith("out-of-memory: b: ")
 
 
 @pytest.mark.parametrize(
