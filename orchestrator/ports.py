@@ -56,6 +56,12 @@ class NodeRecord:
     """What keys and values of running requests take of it, by deployment."""
     cache_free_bytes: int | None = None
     """What they could take more."""
+    cache_limit_bytes: Mapping[str, int] = field(default_factory=dict)
+    """The most that they may take of it, for deployments that have a limit."""
+    requests_waiting: Mapping[str, int] = field(default_factory=dict)
+    """Requests that wait on this head until there is room for their keys and values, by deployment."""
+    requests_put_back: Mapping[str, int] = field(default_factory=dict)
+    """How often one was put back so."""
     profile: Json = field(default_factory=dict)
     attached_at: float | None = None
     revoked: bool = False

@@ -30,7 +30,8 @@ class Assignment:
     """One node's part of a placement: layers [first_layer, end_layer), and the head's work if `head`.
 
     `previous` and `next` are None on the only node of a ring, which has `ring_nodes`. Parameters are held in
-    the precision `compute`, rows travel in that of `wire`.
+    the precision `compute`, rows travel in that of `wire`. Caches of all layers, here and elsewhere, take no
+    more than `kv_cache_bytes`.
     """
 
     deployment: str
@@ -50,6 +51,13 @@ class Assignment:
     digest: str | None
     compute: str = "fp32"
     wire: str = "fp32"
+    kv_cache_bytes: int | None = None
+
+    @property
+    def cache_limit_bytes(self) -> int | None:
+        """What caches may take on this node: its layers' share of `kv_cache_bytes`."""
+        limit = self.kv_cache_bytes
+        return None if limit is None else limit * self.layers // self.config.layers
 
     @property
     def layers(self) -> int:
@@ -116,6 +124,9 @@ class Assignment:
             digest=fields.text(message, "digest") if message.get("digest") is not None else None,
             compute=fields.choice({"compute": "fp32", **message}, "compute", COMPUTE),
             wire=fields.choice({"wire": "fp32", **message}, "wire", WIRE),
+            kv_cache_bytes=fields.integer(message, "kv_cache_bytes", least=1)
+            if message.get("kv_cache_bytes") is not None
+            else None,
         )
 
 

@@ -186,8 +186,15 @@ class Deployments:
         """
         with self._lock:
             held = [stage.assignment for stage in deployment.stages.values()]
-        needed_bytes = max((_cache_bytes(one) for one in [*held, *more]), default=0)
-        deployment.reserve.set_aside(needed_bytes, f"the cache of one sequence of {deployment.name}")
+        all_of_it = [*held, *more]
+        needed_bytes = max((_cache_bytes(one) for one in all_of_it), default=0)
+        limits = [limit for one in all_of_it if (limit := one.cache_limit_bytes) is not None]
+        unlimited = not all_of_it or len(limits) < len(all_of_it)
+        deployment.reserve.set_aside(
+            needed_bytes,
+            f"the cache of one sequence of {deployment.name}",
+            limit_bytes=None if unlimited else max(limits),
+        )
 
 
 def _units(assignment: Assignment) -> list[int]:

@@ -82,10 +82,12 @@ class MemoryBudget:
 class SequenceReserve:
     """A part of a budget kept free for caches, so that one sequence of full length always fits.
 
-    Takes from the budget whichever is more: what was set aside, or what the caches use.
+    Takes from the budget whichever is more: what was set aside, or what the caches use, which is never more
+    than `limit_bytes`.
     """
 
     def __init__(self, budget: Budget) -> None:
+        self.limit_bytes: int | None = None
         self._budget = budget
         self._set_aside_bytes = 0
         self._used_bytes = 0
@@ -101,14 +103,28 @@ class SequenceReserve:
         """Bytes set aside that no cache has."""
         return max(0, self._set_aside_bytes - self._used_bytes)
 
-    def set_aside(self, size_bytes: int, purpose: str) -> None:
-        """Keep this many bytes for caches from now on; raises OutOfMemory and changes nothing."""
+    def set_aside(self, size_bytes: int, purpose: str, *, limit_bytes: int | None = None) -> None:
+        """Keep this many bytes for caches from now on, and let them have no more than a limit.
+
+        Raises OutOfMemory and changes nothing.
+        """
+        if limit_bytes is not None and size_bytes > limit_bytes:
+            raise OutOfMemory(
+                f"{purpose} needs {size_bytes} bytes; of the deployment's kv_cache_bytes {limit_bytes} are "
+                "this node's: raise it or shorten context_tokens"
+            )
         with self._lock:
             self._move(size_bytes, self._used_bytes, purpose)
+            self.limit_bytes = limit_bytes
 
     def reserve(self, size_bytes: int, purpose: str) -> None:
         """Take bytes for a cache, of those set aside first; raises OutOfMemory and takes none."""
         with self._lock:
+            if self.limit_bytes is not None and self._used_bytes + size_bytes > self.limit_bytes:
+                raise OutOfMemory(
+                    f"{purpose} needs {size_bytes} bytes; of the deployment's kv_cache_bytes "
+                    f"{self.limit_bytes} are this node's and {self._used_bytes} are in use"
+                )
             self._move(self._set_aside_bytes, self._used_bytes + size_bytes, purpose)
 
     def release(self, size_bytes: int) -> None:

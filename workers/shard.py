@@ -140,6 +140,13 @@ class ShardHost:
         return {
             "used_bytes": {one.name: one.reserve.used_bytes for one in deployments},
             "free_bytes": max(0, free_bytes + idle_bytes),
+            "limit_bytes": {
+                one.name: one.reserve.limit_bytes
+                for one in deployments
+                if one.reserve.limit_bytes is not None
+            },
+            "waiting": {one.name: one.head.waiting for one in deployments if one.head.put_back_total},
+            "put_back": {one.name: one.head.put_back_total for one in deployments if one.head.put_back_total},
         }
 
     def close(self) -> None:

@@ -64,6 +64,9 @@ class _Caches(BaseModel):
 
     used_bytes: dict[str, Annotated[int, Field(ge=0)]] = Field(max_length=1024)
     free_bytes: int = Field(ge=0)
+    limit_bytes: dict[str, Annotated[int, Field(ge=0)]] = Field(default={}, max_length=1024)
+    waiting: dict[str, Annotated[int, Field(ge=0)]] = Field(default={}, max_length=1024)
+    put_back: dict[str, Annotated[int, Field(ge=0)]] = Field(default={}, max_length=1024)
 
 
 class Heartbeat(BaseModel):
@@ -265,6 +268,7 @@ class WorkerRegistry:
                 revoked=trust.revoked,
             )
         heartbeat = session.heartbeat
+        caches = heartbeat.caches if heartbeat else None
         return NodeRecord(
             node=trust.node,
             trusted=trust.trusted,
@@ -279,8 +283,11 @@ class WorkerRegistry:
             free_memory_bytes=heartbeat.free_memory_bytes if heartbeat else None,
             busy=heartbeat.busy if heartbeat else None,
             shards=heartbeat.shards if heartbeat else (),
-            cache_bytes=heartbeat.caches.used_bytes if heartbeat and heartbeat.caches else {},
-            cache_free_bytes=heartbeat.caches.free_bytes if heartbeat and heartbeat.caches else None,
+            cache_bytes=caches.used_bytes if caches else {},
+            cache_free_bytes=caches.free_bytes if caches else None,
+            cache_limit_bytes=caches.limit_bytes if caches else {},
+            requests_waiting=caches.waiting if caches else {},
+            requests_put_back=caches.put_back if caches else {},
             profile=session.profile.model_dump(),
             attached_at=session.attached_at,
             revoked=trust.revoked,

@@ -94,14 +94,30 @@ def _caches(nodes: Iterable[NodeRecord]) -> Iterable[Metric]:
     usage = GaugeMetricFamily(
         "utopia_kv_cache_usage_ratio", "Share of the memory for keys and values in use", labels=["node"]
     )
+    limit = GaugeMetricFamily(
+        "utopia_kv_cache_limit_bytes",
+        "The most that keys and values of a deployment may take of a node, where that is limited",
+        labels=["node", "deployment"],
+    )
+    waiting = GaugeMetricFamily(
+        "utopia_requests_waiting_for_kv_cache",
+        "Requests that were put back until there is room for their keys and values",
+        labels=["node", "deployment"],
+    )
+    put_back = CounterMetricFamily(
+        "utopia_requests_put_back", "How often a request was put back so", labels=["node", "deployment"]
+    )
     for node in nodes:
         for deployment, size_bytes in node.cache_bytes.items():
             used.add_metric([node.node, deployment], size_bytes)
+        told = (limit, node.cache_limit_bytes), (waiting, node.requests_waiting)
+        for family, values in (*told, (put_back, node.requests_put_back)):
+            for deployment, value in values.items():
+                family.add_metric([node.node, deployment], value)
         taken = sum(node.cache_bytes.values())
         if node.alive and node.cache_free_bytes is not None and taken + node.cache_free_bytes > 0:
             usage.add_metric([node.node], taken / (taken + node.cache_free_bytes))
-    yield used
-    yield usage
+    yield from (used, usage, limit, waiting, put_back)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -240,20 +240,17 @@ def _job_table(job: dict[str, Any]) -> RenderableType:
     show_default=True,
     help="How rows travel between nodes.",
 )
+@click.option(
+    "--kv-cache-bytes",
+    type=click.IntRange(min=1),
+    help="The most that keys and values may take on all nodes together; what they have left, if not given.",
+)
 @url_option
 @json_option
-def deploy(
-    model: str, min_nodes: int, name: str | None, compute: str, wire: str, url: str, as_json: bool
-) -> None:
+def deploy(model: str, url: str, as_json: bool, **settings: Any) -> None:
     """Place a model over the nodes and start serving it."""
     client = Client(url)
-    asked = {
-        "model": _absolute(model),
-        "min_nodes": min_nodes,
-        "name": name,
-        "compute": compute,
-        "wire": wire,
-    }
+    asked = {"model": _absolute(model), **settings}
     made = client.post("/api/v1/deployments", asked)
     say(f"{made['id']} is being placed")
     path = f"/api/v1/deployments/{made['id']}"

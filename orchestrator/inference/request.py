@@ -36,6 +36,12 @@ class DeploymentRequest(BaseModel):
         default=None,
         description="prompt and answer together; the model's own maximum, 1024 at most, if left out",
     )
+    kv_cache_bytes: Annotated[int, Field(ge=1, le=1 << 50)] | None = Field(
+        default=None,
+        description="the most that keys and values of running requests may take, over all nodes together, "
+        "each of which has its layers' share; at least one sequence of `context_tokens`; without it what "
+        "the nodes have left",
+    )
     compute: Literal["fp32", "bf16", "fp16"] = Field(
         default="fp32",
         description="how nodes hold the parameters; 16 bits take half the memory and are read twice as fast, "

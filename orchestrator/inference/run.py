@@ -15,7 +15,7 @@ from orchestrator.core.cost import Problem
 from orchestrator.core.cost_tables import evaluate
 from orchestrator.core.errors import CoreError, Infeasible
 from orchestrator.core.model import NodeState, Placement
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import InvalidRequest, OrchestratorError
 from orchestrator.events import Progress
 from orchestrator.inference import messages as m
 from orchestrator.inference.engine import Engine
@@ -101,6 +101,7 @@ class DeploymentRun:
             put=self.put,
             request_timeout_s=request.request_timeout_s,
             wire=request.wire,
+            kv_cache_bytes=request.kv_cache_bytes,
         )
         if left is not None:
             self._calls.restore(left)
@@ -118,6 +119,7 @@ class DeploymentRun:
             if self._left is not None:
                 self._await_nodes(self._left)
             self.spec = self._make_spec(self._model, self.context_tokens)
+            self._check_cache_limit(self.spec)
             self._loop(Engine(self.spec), self._model)
         except (OrchestratorError, CoreError) as error:
             self._note("failed", str(error))
@@ -191,7 +193,26 @@ class DeploymentRun:
         if self._model is not None:
             described["layers"] = self._model.layers
             described["context_tokens"] = self.context_tokens
+        described["kv_cache"] = {
+            "limit_bytes": self._request.kv_cache_bytes,
+            "used_bytes": {
+                record.node: record.cache_bytes[self.deployment]
+                for record in self._pool.nodes()
+                if self.deployment in record.cache_bytes
+            },
+        }
         return described
+
+    def _check_cache_limit(self, spec: m.DeploymentSpec) -> None:
+        """Refuse a limit in which not even one sequence fits."""
+        limit = self._request.kv_cache_bytes
+        needed = sum(layer.kv_bytes_per_token for layer in spec.model.layers) * self.context_tokens
+        if limit is not None and limit < needed:
+            raise InvalidRequest(
+                f"kv_cache_bytes is {limit}, but one sequence of {self.context_tokens} tokens takes {needed} "
+                "bytes: raise it or shorten context_tokens",
+                field="kv_cache_bytes",
+            )
 
     def put(self, kind: type[m.Event], **values: Any) -> None:
         """Tell the engine that something happened now."""

@@ -37,6 +37,7 @@ class ShardCalls:
         put: Put,
         request_timeout_s: float,
         wire: str = "fp32",
+        kv_cache_bytes: int | None = None,
     ) -> None:
         self._deployment = deployment
         self._pool = pool
@@ -44,6 +45,7 @@ class ShardCalls:
         self._put = put
         self._request_timeout_s = request_timeout_s
         self._wire = wire
+        self._kv_cache_bytes = kv_cache_bytes
         self._lock = threading.Lock()
         self._shards: dict[tuple[int, str], Shard] = {}
         self._memory: dict[tuple[int, str], int] = {}
@@ -175,6 +177,7 @@ class ShardCalls:
             "reuse": reuse,
             "compute": model.compute,
             "wire": self._wire,
+            "kv_cache_bytes": self._kv_cache_bytes,
         }
         if "head" in shard.roles:
             fields["tokenizer_json"] = model.tokenizer_json

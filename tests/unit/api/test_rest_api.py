@@ -311,9 +311,15 @@ def test_round_times_of_before_a_node_attached_do_not_count_in_its_score(world):
 
 
 def test_the_caches_of_the_nodes_are_among_the_metrics(world):
-    world.pool.join("h1", cache_bytes={"dep-1": 300}, cache_free_bytes=900)
+    told = {"cache_limit_bytes": {"dep-1": 500}, "requests_waiting": {"dep-1": 2}}
+    world.pool.join(
+        "h1", cache_bytes={"dep-1": 300}, cache_free_bytes=900, requests_put_back={"dep-1": 7}, **told
+    )
     world.pool.join("h2")
     text = world.http.get("/metrics").get_data(as_text=True)
     assert 'utopia_kv_cache_bytes{deployment="dep-1",node="h1"} 300.0' in text
     assert 'utopia_kv_cache_usage_ratio{node="h1"} 0.25' in text
+    assert 'utopia_kv_cache_limit_bytes{deployment="dep-1",node="h1"} 500.0' in text
+    assert 'utopia_requests_waiting_for_kv_cache{deployment="dep-1",node="h1"} 2.0' in text
+    assert 'utopia_requests_put_back_total{deployment="dep-1",node="h1"} 7.0' in text
     assert 'node="h2"' not in text, "it does not tell"

@@ -167,6 +167,18 @@ def test_each_node_gets_its_layers_and_neighbours_and_only_the_head_the_tokenize
     assert "head" in by_node["h1"][1]
 
 
+def test_nodes_are_told_the_limit_of_keys_and_values(world):
+    world.deploy(kv_cache_bytes=10**6)
+    assert {fields["kv_cache_bytes"] for _, fields, _ in world.prepared} == {10**6}
+
+
+def test_a_limit_in_which_no_sequence_fits_is_refused_with_what_it_takes(world):
+    _, shown = world.deploy(kv_cache_bytes=1)
+    assert shown["state"] == "failed"
+    assert "kv_cache_bytes is 1, but one sequence of 16 tokens takes" in shown["reason"]
+    assert not world.prepared
+
+
 def test_a_node_that_refuses_its_shard_is_done_without_and_the_refusal_recorded(world):
     deployment, first = world.deploy()
     world.deployments.undeploy(deployment)

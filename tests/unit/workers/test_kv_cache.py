@@ -101,6 +101,26 @@ def test_what_is_set_aside_is_there_for_caches_only() -> None:
     assert budget.used_bytes == 0
 
 
+def test_a_deployment_with_a_limit_leaves_the_rest_to_others() -> None:
+    budget = MemoryBudget(100)
+    limited, other = SequenceReserve(budget), SequenceReserve(budget)
+    limited.set_aside(20, "a sequence", limit_bytes=50)
+    limited.reserve(50, "caches")
+    with pytest.raises(OutOfMemory, match="kv_cache_bytes 50 are this node's and 50 are in use"):
+        limited.reserve(1, "one more")
+    other.reserve(50, "caches of another")
+    limited.release(50)
+    assert (limited.used_bytes, budget.used_bytes) == (0, 70)
+
+
+def test_a_limit_below_one_sequence_is_refused_and_changes_nothing() -> None:
+    budget = MemoryBudget(100)
+    reserve = SequenceReserve(budget)
+    with pytest.raises(OutOfMemory, match="needs 60 bytes; of the deployment's kv_cache_bytes 59"):
+        reserve.set_aside(60, "a sequence", limit_bytes=59)
+    assert (budget.used_bytes, reserve.limit_bytes) == (0, None)
+
+
 @given(st.lists(st.tuples(st.sampled_from(["set", "take", "give"]), st.integers(0, 60)), max_size=40))
 def test_the_budget_always_holds_the_larger_of_set_aside_and_used(steps: list[tuple[str, int]]) -> None:
     budget = MemoryBudget(100)

@@ -8,6 +8,7 @@ import pytest
 from model_worlds import OTHER_CUTS, SLOW, THREE, MakeRing, Ring, wait_for
 
 from workers import head
+from workers.errors import RequestRefused
 from workers.kv_cache import cache_bytes
 from workers.waiting import Waiting
 
@@ -46,6 +47,30 @@ def test_eight_requests_with_room_for_two_are_all_answered_as_if_alone(make_ring
     assert 6 <= put_back(ring) <= 8 * 8
     stages = [ring.hosts[name]._deployments.find("d").stages[1] for name in "abc"]
     wait_for(lambda: not any(stage._caches for stage in stages), "the release of all caches")
+
+
+def test_a_deployment_keeps_to_its_limit_and_answers_all(make_ring: MakeRing) -> None:
+    ring = make_ring(**SLOW)
+    sequence = cache_bytes(ring.model.config, layers=6, tokens=128)
+    ring.deploy(THREE, kv_cache_bytes=sequence)
+    reserves = [ring.hosts[name]._deployments.find("d").reserve for name in "abc"]
+    for request in EIGHT[:4]:
+        ring.generate("a", request, max_tokens=60)
+    used = []
+    wait_for(lambda: used.append([one.used_bytes for one in reserves]) or ring.done("r3"), "the last")
+    for request in EIGHT[:4]:
+        assert ring.wait_done(request)["finish_reason"] == "length"
+    assert [max(of_one) for of_one in zip(*used, strict=True)] == [sequence // 3] * 3
+    assert ring.hosts["b"].caches()["limit_bytes"] == {"d": sequence // 3}
+    assert ring.hosts["a"].caches()["put_back"]["d"] == put_back(ring) > 0
+
+
+def test_a_limit_below_one_sequence_is_refused_by_the_node(make_ring: MakeRing) -> None:
+    ring = make_ring()
+    sequence = cache_bytes(ring.model.config, layers=6, tokens=128)
+    with pytest.raises(RequestRefused, match="kv_cache_bytes") as caught:
+        ring.deploy(THREE, kv_cache_bytes=sequence - 3)
+    assert caught.value.code == "out-of-memory"
 
 
 def test_who_came_first_ends_first(make_ring: MakeRing) -> None:
