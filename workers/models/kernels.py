@@ -29,6 +29,8 @@ _ONE = np.float32(1)
 _TOGETHER = vectors.ROWS
 _BLOCK_BYTES = 1 << 17
 """Of a matrix that the second four of more sequences are to find in a core's own cache."""
+_PART_COLUMNS = 1024
+"""Of a matrix stored transposed, whose outputs for several sequences are to stay in the nearest cache."""
 _GELU_CUBE = np.float32(0.044715)
 _GELU_SCALE = np.float32(2 * math.sqrt(2 / math.pi))
 """0.5 (1 + tanh(x)) is 1 / (1 + exp(-2 x))."""
@@ -73,21 +75,24 @@ def multiply(matrix: Array, rows: Array, out: Array) -> None:
 @_compiled
 def add_shares(matrix: Array, rows: Array, out: Array) -> None:
     """Add to out [M, C] rows [M, R] times matrix [R, C]."""
-    count, inputs = rows.shape[0], matrix.shape[0]
+    count, inputs, outputs = rows.shape[0], matrix.shape[0], matrix.shape[1]
     even = inputs - inputs % _TOGETHER
-    for r in range(0, even, _TOGETHER):
-        done = 0
-        while count - done >= 4:
-            _shares_of_4(matrix, r, rows, done, out)
-            done += 4
-        if count - done >= 2:
-            _shares_of_2(matrix, r, rows, done, out)
-            done += 2
-        if done < count:
-            _shares_of_1(matrix, r, rows, done, out)
-    for r in range(even, inputs):
-        for m in range(count):
-            _share_of_1(matrix, r, rows, m, out)
+    part = outputs if count < _TOGETHER else _PART_COLUMNS
+    for first in range(0, outputs, part):
+        end = min(outputs, first + part)
+        for r in range(0, even, _TOGETHER):
+            done = 0
+            while count - done >= 4:
+                _shares_of_4(matrix, r, rows, done, out, first, end)
+                done += 4
+            if count - done >= 2:
+                _shares_of_2(matrix, r, rows, done, out, first, end)
+                done += 2
+            if done < count:
+                _shares_of_1(matrix, r, rows, done, out, first, end)
+        for r in range(even, inputs):
+            for m in range(count):
+                _share_of_1(matrix, r, rows, m, out, first, end)
 
 
 @_compiled

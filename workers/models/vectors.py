@@ -80,10 +80,11 @@ def dots(count: int, *, rows: int = ROWS) -> Any:
 
 
 def shares(count: int, *, rows: int = ROWS) -> Any:
-    """Return a compiled call `(matrix [R, C], r, given [M, R], m, out [M, C])`.
+    """Return a compiled call `(matrix [R, C], r, given [M, R], m, out [M, C], first, end)`.
 
     It adds what the rows of the matrix from r on, each times its number in `given`, give to the `count`
-    sequences from m on.
+    sequences from m on, in the columns [first, end). Few sequences are expected to take whole rows in turn,
+    four a part of the columns that leaves their outputs in the nearest cache, so that the next rows follow.
     """
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -108,12 +109,19 @@ def shares(count: int, *, rows: int = ROWS) -> Any:
                     total = _multiply_add(builder, weight, factor, total)
                 _store(builder, total, row, place, mask)
 
-        _each(builder, columns, step, ahead=_ahead(builder, kind, weights))
+        if count < ROWS:
+            ahead = _ahead(builder, kind, weights)
+        else:
+            ahead = _ahead_below(
+                builder, [builder.gep(row, [builder.mul(columns, _long(rows))]) for row in weights]
+            )
+        _each(builder, values[6], step, ahead=ahead, first=values[5])
         return context.get_dummy_value()
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def block(typing: Any, matrix: Any, r: Any, given: Any, m: Any, out: Any) -> Any:
-        return types.void(matrix, types.int64, given, types.int64, out), generate
+    def block(typing: Any, matrix: Any, r: Any, given: Any, m: Any, out: Any, first: Any, end: Any) -> Any:
+        integer = types.int64
+        return types.void(matrix, integer, given, integer, out, integer, integer), generate
 
     return block
 
@@ -155,14 +163,20 @@ def _number(value: float) -> Any:
 
 
 def _each(
-    builder: Any, columns: Any, step: Callable[[Any, Any], None], *, ahead: Callable[[Any], None]
+    builder: Any,
+    end: Any,
+    step: Callable[[Any, Any], None],
+    *,
+    ahead: Callable[[Any], None],
+    first: Any = None,
 ) -> None:
-    """Take `columns` a vector at a time, the last ones with a mask."""
-    whole = builder.and_(columns, _long(-LANES))
-    with cgutils.for_range_slice(builder, _long(0), whole, _long(LANES), _LONG) as (place, _):
+    """Take the columns from the first to the end a vector at a time, the last ones with a mask."""
+    first = _long(0) if first is None else first
+    whole = builder.add(first, builder.and_(builder.sub(end, first), _long(-LANES)))
+    with cgutils.for_range_slice(builder, first, whole, _long(LANES), _LONG) as (place, _):
         step(place, None)
         ahead(place)
-    left = builder.sub(columns, whole)
+    left = builder.sub(end, whole)
     with builder.if_then(builder.icmp_signed(">", left, _long(0)), likely=False):
         places = ir.VectorType(_LONG, LANES)
         mask = builder.icmp_signed(
@@ -179,11 +193,24 @@ def _ahead(builder: Any, kind: Any, weights: Sequence[Any]) -> Callable[[Any], N
     def fetch(place: Any) -> None:
         here = builder.gep(start, [builder.mul(place, _long(pace))])
         for line in range(max(1, pace * LANES // _LINE_BYTES)):
-            # read, keep in all caches, data
-            arguments = (builder.gep(here, [_long(line * _LINE_BYTES)]), *map(_word, (0, 3, 1)))
-            _call(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
+            _fetch(builder, builder.gep(here, [_long(line * _LINE_BYTES)]))
 
     return fetch
+
+
+def _ahead_below(builder: Any, rows: Sequence[Any]) -> Callable[[Any], None]:
+    """Return what fetches, for each place of a pass, what these rows have there."""
+
+    def fetch(place: Any) -> None:
+        for row in rows:
+            _fetch(builder, builder.bitcast(builder.gep(row, [place]), _BYTES))
+
+    return fetch
+
+
+def _fetch(builder: Any, pointer: Any) -> None:
+    """Ask for the line at a pointer: to read, to be kept in all caches, data."""
+    _call(builder, "llvm.prefetch.p0", ir.VoidType(), (pointer, *map(_word, (0, 3, 1))))
 
 
 def _totals(builder: Any, vectors: Sequence[Any]) -> list[Any]:
