@@ -12,8 +12,36 @@ from workers.models.tokenizer import TextStream
 from workers.sampling import GREEDY, Sampling
 from workers.stage import Stage
 from workers.stopping import LONGEST_STOP, MOST_STOPS, StopTexts
+from workers.timing import Pass, Way
 
 _LONGEST_PROMPT = 8 << 20
+
+
+@dataclass(slots=True)
+class SinceToken:
+    """What is known of where the time went since a generation's last token."""
+
+    head_compute_s: float = 0.0
+    passes: list[Pass] = field(default_factory=list)
+    """Of the pieces that have passed."""
+    pieces_sent_s: dict[int, float] = field(default_factory=dict)
+    """When those under way left the head, by their pass."""
+    row_sent_s: float = 0.0
+    round_s: float = 0.0
+    spent_ns: list[int] = field(default_factory=list)
+    """Of its single row: what the nodes told, computing and waiting in turn."""
+
+    def begin(self) -> None:
+        """Begin to count for the next token."""
+        self.head_compute_s = 0.0
+        self.passes, self.spent_ns = [], []
+        self.pieces_sent_s.clear()
+
+    def passed(self, sequence: int, came_s: float, way: Way) -> None:
+        """Take in that a piece is back."""
+        sent_s = self.pieces_sent_s.pop(sequence, None)
+        if sent_s is not None:
+            self.passes.append(Pass(came_s - sent_s, way))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,6 +76,7 @@ class Generation:
     put_back: bool = False
     """It waits until there may be room for its caches."""
     ended: bool = False
+    spent: SinceToken = field(default_factory=SinceToken)
 
     @classmethod
     def parse(cls, message: Mapping[str, Any], stage: Stage, *, now_s: float) -> Generation:

@@ -15,14 +15,16 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from workers import activations, ring_frames
 from workers.generation import Generation
 from workers.kv_cache import CacheError, OutOfMemory
 from workers.pieces import Piece, PieceWindow
 from workers.sampling import Choice
-from workers.stage import Asked, Place, Rows, Stage
+from workers.stage import Asked, Place, Rows, Spans, Stage
+from workers.telling import Telling
+from workers.timing import NS, Way
 from workers.waiting import Waiting
 
 logger = logging.getLogger(__name__)
@@ -31,12 +33,8 @@ MAX_GENERATIONS = 256
 CHUNK_ROWS = 64
 """A prompt goes into the ring in pieces of so many rows: while one is on its way the next is computed, and
 between two of them it is others' turn."""
-TELL_INTERVAL_S = 0.01
-"""Tokens that come faster than this are told together; the first one of an answer is told at once."""
 WAITING_INTERVAL_S = 20.0
 """How often it is told who waits for room: less than the orchestrator waits for a token."""
-
-Notify = Callable[[str, dict[str, Any]], None]
 
 
 class FollowUp(Protocol):
@@ -49,19 +47,19 @@ class FollowUp(Protocol):
 class Head:
     """The generations of one deployment.
 
-    `notify` tells the orchestrator and never waits.
+    `telling` tells the orchestrator, `follow_up` queues tasks for the compute thread.
     """
 
     def __init__(
         self,
         deployment: str,
         *,
-        notify: Notify,
+        telling: Telling,
         follow_up: FollowUp,
         clock: Callable[[], float],
     ) -> None:
         self._deployment = deployment
-        self._notify = notify
+        self._telling = telling
         self._follow_up = follow_up
         self._clock = clock
         self._current: Stage | None = None
@@ -73,8 +71,6 @@ class Head:
         self._prompts: deque[Generation] = deque()
         self._entering = False
         self._window = PieceWindow(stages=1, piece_rows=CHUNK_ROWS)
-        self._untold: list[dict[str, Any]] = []
-        self._told_s = -math.inf
         self._waiting: Waiting[Generation] = Waiting()
         self._waiting_told_s = -math.inf
         self.put_back_total = 0
@@ -126,36 +122,51 @@ class Head:
                 self._end(generation, "error", "the deployment was retired on its head")
             self._current = None
 
-    def came_round(self, stage: Stage, places: Sequence[Place], rows: Rows) -> None:
-        """Take rows [M, H] from the ring's last node, each of another request."""
+    def came_round(
+        self, stage: Stage, places: Sequence[Place], rows: Rows, spent_ns: Spans, now_s: float
+    ) -> None:
+        """Take rows [M, H] from the ring's last node, each of another request, and what was spent on them.
+
+        The last two columns of `spent_ns` are this node's: nothing computed, and how long they waited here.
+        """
         waited = {n: found for n, place in enumerate(places) if (found := self._waiting_for(stage, place))}
         if len(waited) < len(places):
             rows = rows[list(waited)]
+        told_ns = spent_ns.tolist()
+        for n, generation in waited.items():
+            *there_ns, _, here_ns = told_ns[n]
+            spent = generation.spent
+            spent.spent_ns, spent.round_s = there_ns, now_s - here_ns * NS - spent.row_sent_s
         generations = list(waited.values())
         if generations and stage.assignment.ends_ring:
-            generations, rows = self._step(stage, generations, [places[n] for n in waited], rows)
+            generations, rows = self._step(stage, generations, [places[n] for n in waited], rows, now_s)
         self._go_on(generations, stage, rows)
 
-    def prompt_came_round(self, stage: Stage, place: Place, rows: Rows, *, partial: bool) -> None:
-        """Take rows [T, H] of one request from the ring's last node; `partial`: more of them follow."""
-        generation = self._numbered.get(place.number) if partial else self._waiting_for(stage, place)
+    def prompt_came_round(self, stage: Stage, piece: Piece) -> None:
+        """Take a piece of a prompt, or its last row, from the ring's last node."""
+        place, rows = piece.place, piece.rows
+        generation = self._numbered.get(place.number) if piece.partial else self._waiting_for(stage, place)
         if generation is None or generation.stage is not stage:
             return
         if stage.assignment.ends_ring:
+            began_s = self._clock()
             try:
                 rows = stage.prefill(place.number, place.position, rows)
             except CacheError as error:
                 self._cannot_go_on(generation, error.code, f"on the head: {error}")
                 return
-        self.passed(stage, place.number, place.sequence)
-        if not partial:
+            generation.spent.head_compute_s += self._clock() - began_s
+        self.passed(stage, place.number, place.sequence, way=piece.way, came_s=piece.came_s)
+        if not piece.partial:
             self._go_on([generation], stage, rows[-1:])
 
-    def passed(self, stage: Stage, number: int, sequence: int) -> None:
+    def passed(self, stage: Stage, number: int, sequence: int, *, way: Way, came_s: float) -> None:
         """Learn that a piece of a prompt has passed all layers, and with it those before it."""
         generation = self._numbered.get(number)
         if generation is None or generation.stage is not stage or stage is not self._current:
             return
+        stage.ring = [(spent.node, spent.paced) for spent in way]
+        generation.spent.passed(sequence, came_s, way)
         if self._window.returned(number, sequence, now_s=self._clock()):
             generation.due_s = None
             if self._window.awaits(number):
@@ -179,18 +190,18 @@ class Head:
     def tell_overdue(self) -> float | None:
         """Tell of tokens and of overdue passes; return the seconds until the next may be, None if none is."""
         now_s = self._clock()
-        if self._telling_is_due():
-            self._tell_tokens()
+        if self._telling.is_due():
+            self._telling.tell()
         for generation in self._generations.values():
             if generation.due_s is not None and generation.due_s <= now_s:
                 self._tell_stalled(generation)
         if len(self._waiting) and now_s - self._waiting_told_s >= WAITING_INTERVAL_S:
             self._waiting_told_s = now_s
             for generation in self._waiting.all():
-                self._tell("waiting", generation)
+                self._telling.tell_of("waiting", generation)
         dues = [generation.due_s for generation in self._generations.values() if generation.due_s is not None]
-        if self._untold:
-            dues.append(self._told_s + TELL_INTERVAL_S)
+        if (told_by_s := self._telling.due_s()) is not None:
+            dues.append(told_by_s)
         return max(0.0, min(dues) - now_s) if dues else None
 
     def _tell_stalled(self, generation: Generation) -> None:
@@ -199,7 +210,7 @@ class Head:
         timeout_s = generation.stage.assignment.request_timeout_s
         detail = f"the ring of epoch {generation.stage.epoch} has not answered for {timeout_s:g} s"
         logger.warning("%s, request %s: %s", self._deployment, generation.request, detail)
-        self._tell("stalled", generation, epoch=generation.stage.epoch, detail=detail)
+        self._telling.tell_of("stalled", generation, epoch=generation.stage.epoch, detail=detail)
 
     def _waiting_for(self, stage: Stage, place: Place) -> Generation | None:
         """Return whose pass has come round; None if it belongs to no pass under way."""
@@ -236,8 +247,8 @@ class Head:
             self._dispatching = True
             self._follow_up(self._dispatch)
         self._let_enter()
-        if self._telling_is_due():
-            self._tell_tokens()
+        if self._telling.is_due():
+            self._telling.tell()
 
     def _let_enter(self) -> None:
         """Have the next piece of a prompt sent when it is a long task's turn, if one may go."""
@@ -256,7 +267,7 @@ class Head:
                     return
                 self._prompts.popleft()
                 generation.scheduled = False
-                self._tell_tokens()
+                self._telling.tell()
                 self._send_piece(generation, stage)
                 break
             self._prompts.popleft()
@@ -279,6 +290,7 @@ class Head:
             self._leave_ring(generation)
             generation.replayed = len(generation.tokens) if generation.stage or generation.made else 0
             generation.stage, generation.cached = stage, 0
+            generation.spent.pieces_sent_s.clear()
         began_s = self._clock()
         position = generation.cached
         tokens = generation.tokens[position : position + CHUNK_ROWS]
@@ -290,9 +302,12 @@ class Head:
             except CacheError as error:
                 self._cannot_go_on(generation, error.code, f"on the head: {error}")
                 return
+        sent_s = self._clock()
+        generation.spent.head_compute_s += sent_s - began_s
         place = self._next_pass(generation, len(tokens))
         if stage.link is not None:
             self._window.sent(place.number, place.sequence, rows=len(tokens), now_s=began_s)
+            generation.spent.pieces_sent_s[place.sequence] = sent_s
             self._await(generation, stage)
             ring_frames.send_prompt(stage, Piece(place, rows, generation.entering))
         if generation.entering:
@@ -305,18 +320,21 @@ class Head:
 
     def _send_together(self, generations: list[Generation], stage: Stage) -> None:
         """Send the next row of each of several sequences."""
+        began_s = self._clock()
         places = [self._next_pass(generation, 1) for generation in generations]
         tokens = [generation.tokens[-1] for generation in generations]
         rows = stage.embed(tokens, [place.position for place in places])
         if stage.assignment.starts_ring:
-            generations, rows = self._step(stage, generations, places, rows)
+            generations, rows = self._step(stage, generations, places, rows, began_s)
             places = [place for place in places if place.number in self._numbered]
         if stage.link is None or not generations:
             self._take(generations, stage, rows)
             return
+        sent_s = self._clock()
+        due_s = sent_s + stage.assignment.request_timeout_s
         for generation in generations:
-            generation.in_flight = True
-            self._await(generation, stage)
+            generation.in_flight, generation.due_s = True, due_s
+            generation.spent.row_sent_s = sent_s
         stage.together = self._group_size(stage)
         ring_frames.send_rows(stage, places, rows)
 
@@ -331,10 +349,13 @@ class Head:
         generation.due_s = self._clock() + stage.assignment.request_timeout_s
 
     def _step(
-        self, stage: Stage, generations: list[Generation], places: Sequence[Place], rows: Rows
+        self, stage: Stage, generations: list[Generation], places: Sequence[Place], rows: Rows, began_s: float
     ) -> tuple[list[Generation], Rows]:
         """Run rows [M, H] through the head's own layers; returns whose can go on, and their rows."""
         failures = stage.step(places, rows)
+        took_s = self._clock() - began_s
+        for generation in generations:
+            generation.spent.head_compute_s += took_s
         if not failures:
             return generations, rows
         for number, error in failures.items():
@@ -391,7 +412,11 @@ class Head:
             Asked(sampling=one.sampling, tokens=one.tokens, prompt_tokens=one.prompt_tokens)
             for one in generations
         ]
-        for generation, choice in zip(generations, stage.choose(rows, asked), strict=True):
+        began_s = self._clock()
+        choices = stage.choose(rows, asked)
+        took_s = self._clock() - began_s
+        for generation, choice in zip(generations, choices, strict=True):
+            generation.spent.head_compute_s += took_s
             self._take_token(generation, stage, choice)
 
     def _take_token(self, generation: Generation, stage: Stage, choice: Choice) -> None:
@@ -405,7 +430,7 @@ class Head:
             rest, stopped = generation.stops.push(generation.text.flush())
             text += rest if stopped else rest + generation.stops.flush()
         finish = "stop" if stopped else finish
-        self._note_token(generation, stage, choice, text=text)
+        self._telling.note(generation, stage, choice, text=text)
         self._waiting.made_token(generation)
         self._try_waiting()
         if finish:
@@ -418,43 +443,14 @@ class Head:
             return "stop"
         return "length" if generation.made >= generation.max_tokens else None
 
-    def _note_token(self, generation: Generation, stage: Stage, choice: Choice, *, text: str) -> None:
-        """Have a token told once the rows that follow from it and from its like are on their way."""
-        now_s = self._clock()
-        self._untold.append(
-            {
-                "request": generation.request,
-                "index": generation.made - 1,
-                "token": choice.token,
-                "text": text,
-                "epoch": stage.epoch,
-                "elapsed_s": now_s - generation.last_token_s,
-                "replayed": generation.replayed,
-                "margin": choice.margin,
-                **_probabilities(stage, choice),
-            }
-        )
-        generation.last_token_s, generation.replayed = now_s, 0
-
-    def _telling_is_due(self) -> bool:
-        return bool(self._untold) and (
-            self._clock() - self._told_s >= TELL_INTERVAL_S
-            or any(token["index"] == 0 for token in self._untold)
-        )
-
-    def _tell_tokens(self) -> None:
-        if self._untold:
-            tokens, self._untold = self._untold, []
-            self._told_s = self._clock()
-            self._notify("tokens", {"deployment": self._deployment, "tokens": tokens})
-
     def _end(self, generation: Generation, reason: str, detail: str = "") -> None:
-        self._tell_tokens()
+        self._telling.tell()
         generation.ended = True
         del self._generations[generation.request], self._numbered[generation.number]
         self._window.forget(generation.number)
         self._leave_ring(generation)
-        self._tell("done", generation, finish_reason=reason, detail=detail, tokens=generation.made)
+        made = generation.made
+        self._telling.tell_of("done", generation, finish_reason=reason, detail=detail, tokens=made)
         self._waiting.ended(generation)
         self._try_waiting()
         self._let_enter()
@@ -467,16 +463,3 @@ class Head:
         stage.forget(generation.number)
         if stage.link:
             stage.link.send("release", ring_frames.address(stage, generation.number))
-
-    def _tell(self, kind: str, generation: Generation, **fields: Any) -> None:
-        self._notify(kind, {"deployment": self._deployment, "request": generation.request, **fields})
-
-
-def _probabilities(stage: Stage, choice: Choice) -> dict[str, Any]:
-    """Return how likely the chosen token was, and the likeliest ones, each with its text."""
-    if choice.log_probability is None:
-        return {}
-    assert stage.tokenizer is not None
-    text = stage.tokenizer.token_text
-    likely = [[token, text(token), value] for token, value in choice.alternatives]
-    return {"logprob": choice.log_probability, "token_text": text(choice.token), "top_logprobs": likely}

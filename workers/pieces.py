@@ -10,6 +10,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from workers.timing import Way
+
 if TYPE_CHECKING:
     from workers.stage import Place, Rows
 
@@ -20,11 +22,16 @@ _LONELY_KEPT = 4
 
 
 class Piece(NamedTuple):
-    """Rows [T, H] of one sequence, the first at its place; `partial`: more of them follow."""
+    """Rows [T, H] of one sequence, the first at its place; `partial`: more of them follow.
+
+    `way` is what was spent on them so far, and `came_s` when they came to this node.
+    """
 
     place: Place
     rows: Rows
     partial: bool
+    way: Way = ()
+    came_s: float = 0.0
 
 
 class WaitingPieces:

@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from workers import activations, fields
+from workers import activations, fields, timing
 from workers.errors import WireError
 from workers.pieces import Piece
-from workers.stage import Place, Rows, Stage
+from workers.stage import Arrived, Place, Rows, Spans, Stage
+from workers.timing import Way
 from workers.wire import Form, Frame
 
 MOST_TOGETHER = 64
 """Rows of so many sequences at most go through a stage at once, and in one frame."""
 _LONGEST_DETAIL = 2_000
 _FORMS_KEPT = 8
+_PLACE = len(Place._fields)
 
 
 def address(stage: Stage, number: int) -> dict[str, Any]:
@@ -33,27 +35,34 @@ def send_prompt(stage: Stage, piece: Piece) -> None:
     place = piece.place
     where = {"position": place.position, "sequence": place.sequence, "partial": piece.partial}
     tensors = activations.packed(piece.rows, stage.assignment.wire)
-    stage.link.send("activation", {**address(stage, place.number), **where}, tensors)
+    way = {"way": timing.way_fields(piece.way)}
+    stage.link.send("activation", {**address(stage, place.number), **where, **way}, tensors)
 
 
-def send_passed(stage: Stage, place: Place) -> None:
+def send_passed(stage: Stage, place: Place, way: Way) -> None:
     """Tell the head that a piece of a prompt, of which more follow, has passed the last layer."""
     assert stage.link is not None
-    stage.link.send("passed", {**address(stage, place.number), "sequence": place.sequence})
+    told = {"sequence": place.sequence, "way": timing.way_fields(way)}
+    stage.link.send("passed", {**address(stage, place.number), **told})
 
 
-def send_rows(stage: Stage, places: Sequence[Place], rows: Rows) -> None:
-    """Send the next rows [M, H] of M sequences to the next node."""
+def send_rows(stage: Stage, places: Sequence[Place], rows: Rows, spent_ns: Spans | None = None) -> None:
+    """Send the next rows [M, H] of M sequences to the next node, and what was spent on them so far."""
     assert stage.link is not None
-    form = _form(stage, len(places))
+    form = _form(stage, len(places), 0 if spent_ns is None else spent_ns.shape[1])
     activations.pack(rows, stage.assignment.wire, form.tensors)
-    form.tensors["places"][:] = places
+    numbers = form.tensors["places"]
+    if spent_ns is None:
+        numbers[:] = places
+    else:
+        numbers[:, :_PLACE] = places
+        numbers[:, _PLACE:] = spent_ns
     stage.link.send_form(form)
 
 
-def _form(stage: Stage, count: int) -> Form:
-    """Return the frame of `count` rows, laid out once."""
-    key = count, stage.together
+def _form(stage: Stage, count: int, width: int) -> Form:
+    """Return the frame of `count` rows with `width` times each, laid out once."""
+    key = count, width, stage.together
     form = stage.forms.get(key)
     if form is None:
         if len(stage.forms) >= _FORMS_KEPT:
@@ -64,29 +73,48 @@ def _form(stage: Stage, count: int) -> Form:
             "together": stage.together,
         }
         shapes = activations.shapes(stage.assignment.wire, count, stage.assignment.config.hidden_size)
-        shapes["places"] = (np.int64, (count, len(Place._fields)))
+        shapes["places"] = (np.int64, (count, _PLACE + width))
         form = stage.forms[key] = Form("activations", fields, shapes)
     return form
 
 
-def places(frame: Frame) -> list[Place]:
-    """Return whose rows an `activations` frame carries, one each."""
+def arrived(stage: Stage, frame: Frame, *, came_s: float) -> Arrived:
+    """Return what an `activations` frame brings: one row of each of several sequences."""
     array = frame.tensors.get("places")
-    if array is None or array.dtype != np.int64 or array.ndim != 2 or array.shape[1] != len(Place._fields):
-        raise WireError("activations: places must be i64 [rows, 3]: number, position and sequence of each")
+    if array is None or array.dtype != np.int64 or array.ndim != 2 or not _is_width(array.shape[1]):
+        raise WireError(
+            "activations: places must be i64 [rows, 3 + 2 nodes]: number, position and sequence of each, and "
+            f"nanoseconds computing and waiting at each of at most {timing.MOST_NODES} nodes before"
+        )
     if not 1 <= len(array) <= MOST_TOGETHER:
         raise WireError(f"activations: {len(array)} rows, where 1 to {MOST_TOGETHER} go together")
-    places = [Place._make(values) for values in array.tolist()]
+    places = [Place._make(values) for values in array[:, :_PLACE].tolist()]
     if any(min(place) < 0 for place in places):
         raise WireError("activations: number, position and sequence must not be below 0")
     if len(places) > 1 and len({place.number for place in places}) != len(places):
         raise WireError("activations: two rows of one request")
-    return places
+    found = rows(stage, frame)
+    if len(found) != len(places):
+        raise WireError(f"activations for {stage.assignment.deployment}: {len(found)} rows of {len(places)}")
+    for place in places:
+        check_within(stage, place, 1)
+    return Arrived(places, found, array[:, _PLACE:], came_s)
 
 
-def piece(stage: Stage, frame: Frame) -> Piece:
+def _is_width(width: int) -> bool:
+    spans = width - _PLACE
+    return spans >= 0 and spans % 2 == 0 and spans <= 2 * timing.MOST_NODES
+
+
+def piece(stage: Stage, frame: Frame, *, came_s: float) -> Piece:
     """Return what an `activation` frame brings."""
-    found = Piece(place_of(frame.fields), rows(stage, frame), frame.fields.get("partial") is True)
+    found = Piece(
+        place=place_of(frame.fields),
+        rows=rows(stage, frame),
+        partial=frame.fields.get("partial") is True,
+        way=timing.way_of(frame.fields),
+        came_s=came_s,
+    )
     check_within(stage, found.place, len(found.rows))
     return found
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from workers import fields, ring_frames
+from workers import fields, ring_frames, timing
 from workers.assignment import Assignment
 from workers.compute import ComputeThread
 from workers.deployments import Deployment, Deployments, held_bytes
@@ -29,7 +29,9 @@ from workers.models.precision import COMPUTE
 from workers.peers import Dial, PeerLink, PeerLinks
 from workers.pieces import Piece
 from workers.probe import probe_layer
-from workers.stage import Failures, Place, Rows, Stage, take_arrived
+from workers.stage import Failures, Place, Stage, take_arrived
+from workers.telling import Telling
+from workers.timing import Spent, Way
 from workers.wire import Frame
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class ShardHost:
     ) -> None:
         self._node = node
         self._pacer = pacer
+        self._paced = pacer.profile.pacing
         self._notify = notify
         self._clock = clock
         self._ending = threading.Event()
@@ -118,8 +121,7 @@ class ShardHost:
                 number, failure = fields.integer(frame.fields, "number"), ring_frames.failure(frame.fields)
                 self._compute.submit(lambda: self._release(stage, number, failure))
             elif frame.kind == "passed":
-                number, sequence = (fields.integer(frame.fields, name) for name in ("number", "sequence"))
-                self._compute.submit(lambda: self._passed(stage, number, sequence))
+                self._take_passed(stage, frame)
             else:
                 raise WireError(f"{frame.kind!r} of {peer_name} is not taken here")
         except RequestRefused as error:
@@ -156,7 +158,10 @@ class ShardHost:
         self._links.close()
 
     def _make_head(self, deployment: str) -> Head:
-        return Head(deployment, notify=self._notify, follow_up=self._compute.follow_up, clock=self._clock)
+        telling = Telling(
+            deployment, node=self._node, paced=self._paced, notify=self._notify, clock=self._clock
+        )
+        return Head(deployment, telling=telling, follow_up=self._compute.follow_up, clock=self._clock)
 
     def _make_stage(
         self, assignment: Assignment, parameters: Parameters, link: PeerLink | None, budget: Budget
@@ -261,7 +266,7 @@ class ShardHost:
 
     def _take_prompt(self, stage: Stage, frame: Frame) -> None:
         """Take a piece of a prompt, or what the ring gives of it to a head that has no layers for it."""
-        piece = ring_frames.piece(stage, frame)
+        piece = ring_frames.piece(stage, frame, came_s=self._clock())
         if stage.assignment.head and not stage.assignment.ends_ring:
             self._compute.submit(lambda: self._pass_on(stage, piece))
             return
@@ -270,16 +275,10 @@ class ShardHost:
 
     def _take_rows(self, stage: Stage, frame: Frame, *, more: bool) -> None:
         """Take one row of each of several sequences."""
-        places, rows = ring_frames.places(frame), ring_frames.rows(stage, frame)
-        if len(rows) != len(places):
-            raise WireError(
-                f"activations for {stage.assignment.deployment}: {len(rows)} rows of {len(places)}"
-            )
-        for place in places:
-            ring_frames.check_within(stage, place, 1)
+        arrived = ring_frames.arrived(stage, frame, came_s=self._clock())
         most = ring_frames.MOST_TOGETHER
         stage.together = fields.integer(frame.fields, "together", least=1, most=most)
-        stage.arrived.append((places, rows))
+        stage.arrived.append(arrived)
         bring = self._compute.submit if more else self._compute.offer
         bring(lambda: self._step(stage))
 
@@ -299,52 +298,63 @@ class ShardHost:
         place = piece.place
         self._leave_older(stage, [place])
         if stage.link is None or stage.assignment.head:
-            self._head_of(stage).prompt_came_round(stage, place, piece.rows, partial=piece.partial)
+            self._head_of(stage).prompt_came_round(stage, piece)
             return
+        began_s = self._clock()
         try:
             rows = stage.prefill(place.number, place.position, piece.rows)
         except CacheError as error:
             self._tell_failure(stage, place, error)
             return
+        spent = Spent(self._node, self._paced, self._clock() - began_s, began_s - piece.came_s)
+        way = (*piece.way, spent)
         if not stage.assignment.has_last_layer:
-            ring_frames.send_prompt(stage, piece._replace(rows=rows))
+            ring_frames.send_prompt(stage, piece._replace(rows=rows, way=way))
         elif piece.partial:
-            ring_frames.send_passed(stage, place)
+            ring_frames.send_passed(stage, place, way)
         else:
             last = place._replace(position=place.position + len(rows) - 1)
-            ring_frames.send_prompt(stage, Piece(last, rows[-1:], partial=False))
+            ring_frames.send_prompt(stage, Piece(last, rows[-1:], partial=False, way=way))
 
-    def _passed(self, stage: Stage, number: int, sequence: int) -> None:
+    def _take_passed(self, stage: Stage, frame: Frame) -> None:
+        number, sequence = (fields.integer(frame.fields, name) for name in ("number", "sequence"))
+        way, came_s = timing.way_of(frame.fields), self._clock()
+        self._compute.submit(lambda: self._passed(stage, number, sequence, way, came_s))
+
+    def _passed(self, stage: Stage, number: int, sequence: int, way: Way, came_s: float) -> None:
         if not stage.closed and stage.assignment.head:
-            self._head_of(stage).passed(stage, number, sequence)
+            self._head_of(stage).passed(stage, number, sequence, way=way, came_s=came_s)
 
     def _step(self, stage: Stage) -> None:
         """Run single rows that have arrived for a stage, as many as go together, and send them on.
 
         Each frame that brings rows brings such a task, so that those of the last one find none left.
         """
-        taken = None if stage.closed else take_arrived(stage)
+        began_s = self._clock()
+        taken = None if stage.closed else take_arrived(stage, began_s)
         if taken is None:
             return
-        places, rows = taken
+        places, rows, spent_ns = taken
         self._leave_older(stage, places)
         if stage.link is None or stage.assignment.head:
-            self._head_of(stage).came_round(stage, places, rows)
+            self._head_of(stage).came_round(stage, places, rows, spent_ns, began_s)
             return
         failures = stage.step(places, rows)
+        spent_ns[:, -2] = int((self._clock() - began_s) / timing.NS)
         if failures:
-            places, rows = self._without(stage, places, rows, failures)
+            places, sound = self._without(stage, places, failures)
+            rows, spent_ns = rows[sound], spent_ns[sound]
         if places:
-            ring_frames.send_rows(stage, places, rows)
+            ring_frames.send_rows(stage, places, rows, spent_ns)
 
     def _without(
-        self, stage: Stage, places: list[Place], rows: Rows, failures: Failures
-    ) -> tuple[list[Place], Rows]:
-        """Tell what cannot go on; return the rest."""
+        self, stage: Stage, places: list[Place], failures: Failures
+    ) -> tuple[list[Place], list[int]]:
+        """Tell what cannot go on; return the places of the rest, and which they are."""
         for index, error in failures.items():
             self._tell_failure(stage, places[index], error)
         sound = [index for index in range(len(places)) if index not in failures]
-        return [places[index] for index in sound], rows[sound]
+        return [places[index] for index in sound], sound
 
     def _leave_older(self, stage: Stage, places: Sequence[Place]) -> None:
         for older in self._deployments.older_stages(stage):

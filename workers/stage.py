@@ -26,9 +26,11 @@ from workers.models.tokenizer import Tokenizer
 from workers.peers import PeerLink
 from workers.pieces import WaitingPieces
 from workers.sampling import GREEDY, Choice, Sampling, choose
+from workers.timing import NS
 from workers.wire import Form
 
 Rows = np.ndarray[Any, np.dtype[np.float32]]
+Spans = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Place(NamedTuple):
@@ -40,6 +42,18 @@ class Place(NamedTuple):
     number: int
     position: int
     sequence: int
+
+
+class Arrived(NamedTuple):
+    """Single rows [M, H] that have come, each of another sequence.
+
+    `spent_ns` [M, 2 nodes] is what each node took for them so far, and how long they waited there.
+    """
+
+    places: list[Place]
+    rows: Rows
+    spent_ns: Spans
+    came_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +74,8 @@ class Stage:
 
     `arrived` are single rows of some sequences that wait to be run, `together` how many of them may be at
     once, by the head's last word; any thread may append. `pieces` are a prompt's that wait. `forms` are the
-    frames that carry single rows on.
+    frames that carry single rows on. `ring` are, at the head, the nodes that a prompt has passed, and whether
+    their computing is emulated.
     """
 
     def __init__(
@@ -77,10 +92,11 @@ class Stage:
         self.epoch = assignment.epoch
         self.link = link
         self.closed = False
-        self.arrived: deque[tuple[list[Place], Rows]] = deque()
+        self.arrived: deque[Arrived] = deque()
+        self.ring: Sequence[tuple[str, bool]] = ()
         self.pieces = WaitingPieces()
         self.together = 1
-        self.forms: dict[tuple[int, int], Form] = {}
+        self.forms: dict[tuple[int, int, int], Form] = {}
         self.tokenizer = Tokenizer(assignment.tokenizer_json) if assignment.tokenizer_json else None
         self._pacer = pacer
         self._budget = budget
@@ -234,19 +250,35 @@ def _chosen(logits: Rows, asked: Asked) -> Choice:
         return choose(scores, asked.sampling, asked.tokens, prompt_tokens=asked.prompt_tokens)
 
 
-def take_arrived(stage: Stage) -> tuple[list[Place], Rows] | None:
-    """Take as many of a stage's waiting rows as go together, of different sequences; None if none waits."""
+def take_arrived(stage: Stage, now_s: float) -> tuple[list[Place], Rows, Spans] | None:
+    """Take as many of a stage's waiting rows as go together, of different sequences; None if none waits.
+
+    What was spent on them ends with two more columns: nothing computed here yet, and how long they waited.
+    """
     if not stage.arrived:
         return None
-    places, rows = stage.arrived.popleft()
-    taken = [rows]
-    while stage.arrived and _go_together(stage, places, stage.arrived[0][0]):
-        more, rows = stage.arrived.popleft()
-        places = places + more
-        taken.append(rows)
-    return places, rows if len(taken) == 1 else np.concatenate(taken)
+    first = stage.arrived.popleft()
+    if not stage.arrived or not _go_together(stage, first, first.places, stage.arrived[0]):
+        return first.places, first.rows, _with_wait(first, now_s)
+    taken, places = [first], list(first.places)
+    while stage.arrived and _go_together(stage, first, places, stage.arrived[0]):
+        taken.append(stage.arrived.popleft())
+        places += taken[-1].places
+    rows = np.concatenate([one.rows for one in taken])
+    return places, rows, np.concatenate([_with_wait(one, now_s) for one in taken])
 
 
-def _go_together(stage: Stage, places: Sequence[Place], more: Sequence[Place]) -> bool:
+def _with_wait(arrived: Arrived, now_s: float) -> Spans:
+    count, width = arrived.spent_ns.shape
+    spent_ns = np.empty((count, width + 2), dtype=np.int64)
+    spent_ns[:, :width] = arrived.spent_ns
+    spent_ns[:, width] = 0
+    spent_ns[:, width + 1] = int((now_s - arrived.came_s) / NS)
+    return spent_ns
+
+
+def _go_together(stage: Stage, first: Arrived, places: Sequence[Place], more: Arrived) -> bool:
+    if len(places) + len(more.places) > stage.together or more.spent_ns.shape[1] != first.spent_ns.shape[1]:
+        return False
     numbers = {place.number for place in places}
-    return len(places) + len(more) <= stage.together and not any(place.number in numbers for place in more)
+    return not any(place.number in numbers for place in more.places)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from orchestrator.api.services import Completion
+from orchestrator.api.timings import Timings
 from orchestrator.errors import Unavailable
 from orchestrator.ports import Json
 
@@ -142,14 +143,23 @@ class Answering:
         )
         document["usage"] = self._usage(sum(len(answer.chunks) for answer in answers))
         details = [answer.details() for answer in answers]
-        document["utopia"] = details[0] if len(details) == 1 else {"choices": details}
-        return document
+        timings = self._timings()
+        for answer, timing in zip(answers, timings, strict=True):
+            for chunk in answer.chunks:
+                timing.add(chunk)
+        if len(details) == 1:
+            return document | {"utopia": details[0], "timings": timings[0].document()}
+        each = [
+            detail | {"timings": timing.document()} for detail, timing in zip(details, timings, strict=True)
+        ]
+        return document | {"utopia": {"choices": each}}
 
     def streamed(self, *, usage: bool) -> Iterator[str]:
         """Give the answers token by token as server-sent events; a reader that vanishes ends them."""
         places = range(len(self.completion.prompt_tokens))
         given = dict.fromkeys(places, 0)
         finished, tokens = 0, 0
+        timings = self._timings()
         try:
             for opening in filter(None, map(self.shape.opening, places)):
                 yield self._event([opening])
@@ -163,13 +173,18 @@ class Answering:
                 more = {"utopia": details} if "token" in chunk else {}
                 yield self._event([self.shape.part(index, chunk, offset=given[index])], **more)
                 given[index] += len(chunk.get("text", ""))
-                tokens += "token" in chunk
+                if "token" in chunk:
+                    tokens += 1
+                    timings[index].add(chunk)
             if usage:
-                yield self._event([], usage=self._usage(tokens))
+                yield self._event([], usage=self._usage(tokens), **_told(timings))
             yield "data: [DONE]\n\n"
         finally:
             if finished < len(places):
                 self.completion.cancel()
+
+    def _timings(self) -> list[Timings]:
+        return [Timings(tokens) for tokens in self.completion.prompt_tokens]
 
     def _event(self, choices: list[Json], **more: Any) -> str:
         return _data(self._document(self.shape.piece, choices) | more)
@@ -189,7 +204,15 @@ class Answering:
         return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
 
 
-_IN_CHOICES = ("choice", "text", "logprob", "token_text", "top_logprobs")
+_IN_CHOICES = ("choice", "text", "logprob", "token_text", "top_logprobs", "nodes", "emulated")
+"""What a part of a stream says in its choices, or only the end of the answer."""
+
+
+def _told(timings: Sequence[Timings]) -> Json:
+    """Return what the end of a stream says of the time: of each answer, where there are several."""
+    if len(timings) == 1:
+        return {"timings": timings[0].document()}
+    return {"utopia": {"choices": [{"timings": timing.document()} for timing in timings]}}
 
 
 def _text_logprobs(chunks: Sequence[Json], *, offset: int) -> Json | None:

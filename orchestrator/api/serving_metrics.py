@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from orchestrator.api.services import Completion
+from orchestrator.api.timings import PARTS
 from orchestrator.ports import Json
 
 _FIRST_TOKEN_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)
@@ -38,6 +39,14 @@ class ServingMetrics:
         self.answers = Counter(
             "utopia_answers", "Answers by how they ended", [*model, "finish_reason"], registry=registry
         )
+        self.spent = Counter(
+            "utopia_token_time_seconds", "Where the time of tokens went, by the nodes' own durations",
+            [*model, "phase", "part", "emulated"], registry=registry,
+        )  # fmt: skip
+        self.spent_on_node = Counter(
+            "utopia_node_token_time_seconds", "What nodes took for tokens, and how long those waited there",
+            [*model, "node", "part", "emulated"], registry=registry,
+        )  # fmt: skip
         self.refused = Counter(
             "utopia_requests_refused", "Requests that got no answer at all, by why",
             [*model, "error"], registry=registry,
@@ -121,4 +130,14 @@ class _Observed:
             metrics.token.labels(self._model).observe(chunk["elapsed_s"])
         else:
             metrics.first_token.labels(self._model).observe(now_s - self._began_s)
+        if "compute_s" in chunk:
+            self._count_time(chunk, phase="decode" if choice in self._last_s else "prompt")
         self._last_s[choice] = now_s
+
+    def _count_time(self, chunk: Json, *, phase: str) -> None:
+        metrics, emulated = self._metrics, str(chunk["emulated"]).lower()
+        for part in PARTS:
+            metrics.spent.labels(self._model, phase, part, emulated).inc(chunk[f"{part}_s"])
+        for node, compute_s, queue_s in chunk["nodes"]:
+            for part, seconds in (("compute", compute_s), ("queue", queue_s)):
+                metrics.spent_on_node.labels(self._model, node, part, emulated).inc(seconds)

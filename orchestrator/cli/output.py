@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -54,3 +54,24 @@ def make_table(
 def figure(value: float | None, unit: float = 1.0, digits: int = 1) -> str:
     """Return a figure in a unit, or a dash for the unknown."""
     return "–" if value is None else f"{value * unit:.{digits}f}"
+
+
+def timings_table(took: Mapping[str, Any]) -> RenderableType:
+    """Return what an answer's `timings` say: where the time of its prompt and of its tokens went."""
+    split = took["utopia"] or {}
+
+    def row(name: str, phase: str) -> tuple[str, ...]:
+        parts = split.get(phase, {})
+        values = (took[f"{phase}_ms"], took[f"{phase}_per_second"])
+        found = (parts.get(f"{part}_ms") for part in ("compute", "queue", "wire"))
+        return (name, str(took[f"{phase}_n"]), *map(figure, (*values, *found)))
+
+    nodes = [
+        (f"on {one['node']}", "", "", "", figure(one["compute_ms"]), figure(one["queue_ms"]), "")
+        for one in split.get("nodes", ())
+    ]
+    notes = ["Pieces of a long prompt are under way at once: its parts may add up to more."]
+    notes += ["Computing is emulated on one node at least."] if split.get("emulated") else []
+    columns = ("", "tokens", "ms", "tokens/s", "compute ms", "queue ms", "wire ms")
+    rows = [row("prompt", "prompt"), row("answer", "predicted"), *nodes]
+    return make_table("Where the time went", columns, rows, notes=notes)

@@ -16,7 +16,7 @@ from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from orchestrator.cli.output import figure, json_option, make_table, say, show, stderr
+from orchestrator.cli.output import figure, json_option, make_table, say, show, stderr, timings_table
 from orchestrator.client import ApiError, Client
 from orchestrator.core.selection import POLICIES
 
@@ -284,20 +284,28 @@ def _placement_table(deployment: dict[str, Any]) -> RenderableType:
 @click.option("--top-k", type=click.IntRange(min=0), help="Only so many of the likeliest tokens.")
 @click.option("--seed", type=click.IntRange(min=0), help="The same seed draws the same tokens.")
 @click.option("--stop", multiple=True, help="End before this text; may be given several times.")
+@click.option("--timings", is_flag=True, help="Show where the time went, beside the text.")
 @click.option("--key", envvar="UTOPIA_API_KEY", help="An API key, where they are asked for.")
 @url_option
-def generate(deployment: str, prompt: str, chat: bool, key: str | None, url: str, **settings: Any) -> None:
+def generate(
+    deployment: str, prompt: str, chat: bool, timings: bool, key: str | None, url: str, **settings: Any
+) -> None:
     """Continue PROMPT with DEPLOYMENT, or answer it, token by token."""
     given = {name: value for name, value in settings.items() if value not in (None, ())}
     asked = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
     path = "/v1/chat/completions" if chat else "/v1/completions"
     body = {"model": deployment, "stream": True, **asked, **given}
+    body |= {"stream_options": {"include_usage": True}} if timings else {}
+    took: dict[str, Any] | None = None
     for chunk in Client(url, token=key).stream(path, body):
         if "error" in chunk:
             raise ApiError(f"{deployment}: {chunk['error']['message']}")
-        choice = chunk["choices"][0]
-        click.echo(choice["delta"].get("content", "") if chat else choice["text"], nl=False)
+        took = chunk.get("timings", took)
+        for choice in chunk["choices"]:
+            click.echo(choice["delta"].get("content", "") if chat else choice["text"], nl=False)
     click.echo()
+    if took is not None:
+        stderr.print(timings_table(took))
 
 
 @click.command()

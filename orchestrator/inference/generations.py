@@ -15,7 +15,10 @@ log = logging.getLogger(__name__)
 PACE_SMOOTHING = 0.05
 
 
-_TOLD = ("logprob", "token_text", "top_logprobs")
+_PARTS = ("compute_s", "queue_s", "wire_s")
+_MORE_TOLD = ("logprob", "token_text", "top_logprobs", *_PARTS, "emulated", "nodes")
+_MOST_NODES = 65
+_LONGEST_NODE = 128
 
 
 class Generation:
@@ -50,7 +53,7 @@ class Generation:
         """Take a token from the head."""
         told = ("index", "token", "text", "epoch", "elapsed_s", "replayed", "margin")
         chunk = {name: fields[name] for name in told}
-        chunk |= {name: fields[name] for name in _TOLD if name in fields}
+        chunk |= {name: fields[name] for name in _MORE_TOLD if name in fields}
         self._chunks.put({"choice": self.choice, **chunk})
 
     def waiting(self) -> None:
@@ -222,7 +225,30 @@ def token_fault(fields: Json) -> str | None:
             return f"{name} is {value!r}, not a finite number"
     if not isinstance(fields.get("text"), str):
         return "text is missing"
-    return _probability_fault(fields) if "logprob" in fields else None
+    fault = _probability_fault(fields) if "logprob" in fields else None
+    return fault or (_timing_fault(fields) if "compute_s" in fields else None)
+
+
+def _timing_fault(fields: Json) -> str | None:
+    if not all(_is_duration(fields.get(name)) for name in _PARTS):
+        return f"one of {', '.join(_PARTS)} is no duration"
+    nodes = fields.get("nodes")
+    if (
+        not isinstance(nodes, list)
+        or len(nodes) > _MOST_NODES
+        or not isinstance(fields.get("emulated"), bool)
+    ):
+        return f"nodes is no list of at most {_MOST_NODES}, or emulated is missing"
+    for item in nodes:
+        if not isinstance(item, list) or len(item) != 3 or not all(map(_is_duration, item[1:])):
+            return "one of nodes is not a name and two durations"
+        if not isinstance(item[0], str) or not 0 < len(item[0]) <= _LONGEST_NODE:
+            return "one of nodes has no name"
+    return None
+
+
+def _is_duration(value: object) -> bool:
+    return _is_number(value) and value >= 0  # type: ignore[operator]
 
 
 def _probability_fault(fields: Json) -> str | None:

@@ -351,3 +351,73 @@ def test_requests_that_wait_and_those_that_are_refused_are_counted(serving):
 
 def metrics(world):
     return world.http.get("/metrics").get_data(as_text=True)
+
+
+def timed(text, **more):
+    spent = {"compute_s": 0.06, "queue_s": 0.01, "wire_s": 0.03, "emulated": False}
+    return token(text, nodes=[["h1", 0.02, 0.01], ["h2", 0.04, 0.0]], **spent, **more)
+
+
+def test_an_answer_tells_its_time_as_llamacpp_does_and_where_it_went(serving):
+    serving.say(timed("a"), timed("b"), timed("c"), *ends("length"))
+    timings = serving.http.post("/v1/completions", json=COMPLETION).json["timings"]
+    assert timings == {
+        "prompt_n": 3,
+        "prompt_ms": pytest.approx(100),
+        "prompt_per_token_ms": pytest.approx(100 / 3),
+        "prompt_per_second": pytest.approx(30),
+        "predicted_n": 3,
+        "predicted_ms": pytest.approx(200),
+        "predicted_per_token_ms": pytest.approx(100),
+        "predicted_per_second": pytest.approx(10),
+        "utopia": {
+            "emulated": False,
+            "prompt": {name: pytest.approx(ms) for name, ms in _parts(60, 10, 30).items()},
+            "predicted": {name: pytest.approx(ms) for name, ms in _parts(120, 20, 60).items()},
+            "nodes": [
+                {"node": "h1", "compute_ms": pytest.approx(60), "queue_ms": pytest.approx(30)},
+                {"node": "h2", "compute_ms": pytest.approx(120), "queue_ms": pytest.approx(0)},
+            ],
+        },
+    }
+
+
+def _parts(compute, queue, wire):
+    return {"compute_ms": compute, "queue_ms": queue, "wire_ms": wire}
+
+
+def test_a_stream_tells_its_time_with_the_usage_and_not_before(serving):
+    serving.say(timed("a"), timed("b"), *ends("length"))
+    body = {**COMPLETION, "stream": True, "stream_options": {"include_usage": True}}
+    *told, last = events(serving.http.post("/v1/completions", json=body))
+    assert last["usage"]["completion_tokens"] == last["timings"]["predicted_n"] == 2
+    assert not any("timings" in event for event in told)
+    assert told[0]["utopia"]["compute_s"] == 0.06
+    assert "nodes" not in told[0]["utopia"]
+
+
+def test_of_several_answers_each_has_its_time(serving):
+    serving.say(timed("a"), timed("b", choice=1), timed("c", choice=1), *ends("stop", "stop"))
+    answer = serving.http.post("/v1/completions", json={**COMPLETION, "n": 2}).json
+    assert "timings" not in answer
+    assert [one["timings"]["predicted_n"] for one in answer["utopia"]["choices"]] == [1, 2]
+    assert answer["utopia"]["choices"][0]["timings"]["predicted_per_second"] is None, "one token has no pace"
+
+
+def test_an_answer_whose_head_told_no_split_says_that_it_is_unknown(serving):
+    timings = serving.http.post("/v1/completions", json=COMPLETION).json["timings"]
+    assert timings["prompt_ms"] == pytest.approx(100)
+    assert timings["utopia"] is None
+
+
+def test_where_the_time_of_tokens_went_is_counted(serving):
+    serving.say(timed("a"), timed("b"), timed("c"), *ends("length"))
+    serving.http.post("/v1/completions", json=COMPLETION)
+    text = metrics(serving)
+    found = dict(line.rsplit(" ", 1) for line in text.splitlines() if "token_time_seconds_total{" in line)
+    spent = 'utopia_token_time_seconds_total{emulated="false",model="dep-1",part="%s",phase="%s"}'
+    node = 'utopia_node_token_time_seconds_total{emulated="false",model="dep-1",node="%s",part="%s"}'
+    assert float(found[spent % ("compute", "prompt")]) == pytest.approx(0.06)
+    assert float(found[spent % ("wire", "decode")]) == pytest.approx(0.06)
+    assert float(found[node % ("h2", "compute")]) == pytest.approx(0.12)
+    assert float(found[node % ("h1", "queue")]) == pytest.approx(0.03)

@@ -217,3 +217,23 @@ def test_a_file_without_options_is_refused_by_name(
     code, error = invoke(capsys, monkeypatch, "finetune", "--options", str(tmp_path / "options.yaml"))
     assert code != 0
     assert "options.yaml" in error
+
+
+def test_where_an_answers_time_went_is_shown_with_what_is_unknown_and_emulated(capsys):
+    parts = {"compute_ms": 3.0, "queue_ms": 1.0, "wire_ms": 0.5}
+    took = {
+        "prompt_n": 7, "prompt_ms": 12.3, "prompt_per_second": 569.1,
+        "predicted_n": 1, "predicted_ms": 0.0, "predicted_per_second": None,
+        "utopia": {
+            "emulated": True, "prompt": parts, "predicted": parts,
+            "nodes": [{"node": "h2", "compute_ms": 6.0, "queue_ms": 2.0}],
+        },
+    }  # fmt: skip
+    output.stdout.print(output.timings_table(took))
+    output.stdout.print(output.timings_table({**took, "utopia": None}))
+    shown = capsys.readouterr().out
+    rows = [line.split() for line in shown.splitlines()]
+    assert ["prompt", "7", "12.3", "569.1", "3.0", "1.0", "0.5"] in rows
+    assert ["on", "h2", "6.0", "2.0"] in rows
+    assert ["answer", "1", "0.0", "–", "–", "–", "–"] in rows, "unknown"
+    assert shown.count("emulated") == 1

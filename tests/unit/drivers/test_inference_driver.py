@@ -205,14 +205,40 @@ def test_tokens_of_a_request_reach_its_reader_and_are_counted(world):
     assert world.deployments.tokens_generated() == 2
 
 
+SPLIT = {"compute_s": 0.1, "queue_s": 0.0, "wire_s": 0.0, "emulated": False, "nodes": [["h1", 0.1, 0.0]]}
+
+
 @pytest.mark.parametrize(
-    "more", [{"index": -1}, {"token": None}, {"text": 5}, {"elapsed_s": float("nan")}, {"epoch": True}]
+    "more",
+    [
+        {"index": -1},
+        {"token": None},
+        {"text": 5},
+        {"elapsed_s": float("nan")},
+        {"epoch": True},
+        {**SPLIT, "wire_s": -1.0},
+        {**SPLIT, "queue_s": None},
+        {**SPLIT, "emulated": "no"},
+        {**SPLIT, "nodes": None},
+        {**SPLIT, "nodes": [["h1", 0.1]]},
+        {**SPLIT, "nodes": [["", 0.1, 0.1]]},
+        {**SPLIT, "nodes": [["h1", float("inf"), 0.1]]},
+        {**SPLIT, "nodes": [["h1", 0.1, 0.1]] * 66},
+    ],
 )
 def test_a_token_that_makes_no_sense_is_dropped(world, more):
     deployment, _ = world.deploy()
     generation = world.complete(deployment)
     world.token(deployment, generation.request, **more)
     assert world.deployments.tokens_generated() == 0
+
+
+def test_where_a_tokens_time_went_is_handed_on(world):
+    deployment, _ = world.deploy()
+    generation = world.complete(deployment)
+    world.token(deployment, generation.request, **SPLIT)
+    chunk = next(generation.chunks())
+    assert {name: chunk[name] for name in SPLIT} == SPLIT
 
 
 @pytest.mark.parametrize("tokens", [None, {"index": 0}, ["a"]])

@@ -87,10 +87,10 @@ def test_only_tensors_of_the_agreed_form_are_taken(tensors: dict[str, Any], wire
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from(("activation", "activations")),
+    st.sampled_from(("activation", "activations", "passed")),
     TENSORS,
     st.dictionaries(
-        st.sampled_from(("number", "position", "sequence", "together", "partial")),
+        st.sampled_from(("number", "position", "sequence", "together", "partial", "way")),
         st.one_of(st.integers(-2, 200), st.none(), st.text(max_size=3), st.booleans(), st.floats()),
     ),
     st.sampled_from(WIRE),
@@ -99,7 +99,7 @@ def test_no_frame_hurts_a_ring(kind: str, tensors: dict[str, Any], wrong: dict[s
     ring = Ring()
     try:
         ring.deploy(THREE, wire=wire)
-        usual = {"number": 1, "position": 0, "sequence": 1, "together": 1, "partial": False}
+        usual = {"number": 1, "position": 0, "sequence": 1, "together": 1, "partial": False, "way": []}
         fields = {"deployment": "d", "epoch": 1, **usual, **wrong}
         with contextlib.suppress(WireError):
             ring.hosts["b"].on_peer_frame("a", Frame(kind, fields=fields, tensors=tensors))

@@ -14,7 +14,7 @@ from workers.wire import Frame
 
 
 def activation(**changes: Any) -> Frame:
-    fields = {"deployment": "d", "epoch": 1, "number": 1, "position": 0, "sequence": 1}
+    fields = {"deployment": "d", "epoch": 1, "number": 1, "position": 0, "sequence": 1, "way": []}
     fields.update(changes)
     x = fields.pop("x", np.zeros((1, 32), dtype=np.float32))
     return Frame("activation", fields=fields, tensors={} if x is None else {"x": x})
@@ -50,6 +50,18 @@ def activations(rows: Any = ((1, 5, 1), (2, 6, 1)), dtype: type = np.int64, toge
         ("a", activations(rows=[(number, 5, 1) for number in range(65)]), "65 rows, where 1 to 64"),
         ("a", activations(rows=[(1, 5, 1), (1, 6, 1)]), "two rows of one request"),
         ("a", activations(rows=[(1, 5), (2, 5)]), "places must be i64"),
+        ("a", activations(rows=[(1, 5, 1, 9), (2, 5, 1, 9)]), "places must be i64"),
+        ("a", activations(rows=[(number, 5, 1, *[0] * 130) for number in (1, 2)]), "at most 64 nodes"),
+        ("a", activation(way=None), "way must be a list"),
+        ("a", activation(way=[["a", False, 0.0, 0.0]] * 65), "way must be a list"),
+        ("a", activation(way=[["a", False, 0.0]]), "way must be a list"),
+        ("a", activation(way=[["", False, 0.0, 0.0]]), "way must be a list"),
+        ("a", activation(way=[["a", 0, 0.0, 0.0]]), "way must be a list"),
+        ("a", activation(way=[["a", False, float("nan"), 0.0]]), "seconds from 0"),
+        ("a", activation(way=[["a", False, -1.0, 0.0]]), "seconds from 0"),
+        ("a", Frame("passed", fields={**activation().fields, "sequence": -1}), "sequence"),
+        ("a", Frame("passed", fields={**activation().fields, "way": [[]]}), "way must be a list"),
+        ("mallory", Frame("passed", fields=activation().fields), "come from a"),
         ("a", activations(dtype=np.int32), "places must be i64"),
         ("a", activations(rows=[(1, 5, 1), (2, 128, 1)]), "1 rows at 128"),
         ("a", activations(rows=[(1, 5, 1), (2, -1, 1)]), "must not be below 0"),

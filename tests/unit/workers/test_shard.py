@@ -145,7 +145,9 @@ def test_no_token_waits_for_the_next_one_to_be_told(make_ring: MakeRing) -> None
     ring.generate("a", "r", max_tokens=60)
     wait_for(lambda: len(ring.tokens("r")) >= 3, "three tokens")
     ring.deaf.update("abc")
-    wait_for(lambda: not ring.hosts["a"]._deployments.find("d").head._untold, "the last one that was made")
+    wait_for(
+        lambda: not ring.hosts["a"]._deployments.find("d").head._telling._untold, "the last one that was made"
+    )
 
 
 def test_a_stop_text_ends_a_generation_before_it(make_ring: MakeRing) -> None:
