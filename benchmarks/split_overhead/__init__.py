@@ -14,6 +14,9 @@ this process and has the last core, which with two cores it shares with every se
 - `batch`: 8 requests at once over 2 workers on 2 cores, against one worker on one core.
 - `hop`: from the compute thread of one worker to that of the next (serialise, encrypt, send, receive,
   decrypt, check, hand over), one row of hidden values, in both directions of a ring of two.
+- `fairness`: one prompt of 900 tokens, then eight at once, enter rings of 2 and 3 in which a stream runs: the
+  stream's longest gap and its 95th percentile against the time of a piece of a prompt (`gap_most_over_piece`)
+  and the least that can be (`least_gap_s`), and the prompts' times to the first token, alone and so.
 - `networks` (root): 2 workers in namespaces of their own over an emulated link of 0 to 100 ms, 10 to 1000
   Mbit/s and 0 or 1 % loss: the time of a token and of a prompt's first token against what physics allows
   (computing as one process does it without a link, propagation, bytes through bandwidth), and the use of the

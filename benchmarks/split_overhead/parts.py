@@ -135,7 +135,7 @@ class Bench:
             for count in (1, 2, 3):
                 self._deploy(workers, str(count), count)
                 fairness.measure(workers, str(count), tokens=tokens, **document)
-            for pair in range(min(3, self._pairs)):
+            for pair in range(min(2, self._pairs)):
                 whole = fairness.measure(workers, "1", tokens=tokens, **document)
                 piece_s = whole["first_token_alone_s"] / math.ceil(tokens / CHUNK_ROWS)
                 for count in (2, 3):
