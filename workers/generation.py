@@ -29,7 +29,7 @@ class SinceToken:
     row_sent_s: float = 0.0
     round_s: float = 0.0
     spent_ns: list[int] = field(default_factory=list)
-    """Of its single row: what the nodes told, computing and waiting in turn."""
+    """Of its single row: what the nodes told, waiting and computing in turn."""
 
     def begin(self) -> None:
         """Begin to count for the next token."""

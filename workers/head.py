@@ -127,16 +127,14 @@ class Head:
     ) -> None:
         """Take rows [M, H] from the ring's last node, each of another request, and what was spent on them.
 
-        The last two columns of `spent_ns` are this node's: nothing computed, and how long they waited here.
+        The last that `spent_ns` says of each is how long it waited here.
         """
         waited = {n: found for n, place in enumerate(places) if (found := self._waiting_for(stage, place))}
         if len(waited) < len(places):
             rows = rows[list(waited)]
-        told_ns = spent_ns.tolist()
         for n, generation in waited.items():
-            *there_ns, _, here_ns = told_ns[n]
-            spent = generation.spent
-            spent.spent_ns, spent.round_s = there_ns, now_s - here_ns * NS - spent.row_sent_s
+            spent, here_ns = generation.spent, spent_ns[n].pop()
+            spent.spent_ns, spent.round_s = spent_ns[n], now_s - here_ns * NS - spent.row_sent_s
         generations = list(waited.values())
         if generations and stage.assignment.ends_ring:
             generations, rows = self._step(stage, generations, [places[n] for n in waited], rows, now_s)

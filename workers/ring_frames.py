@@ -49,14 +49,12 @@ def send_passed(stage: Stage, place: Place, way: Way) -> None:
 def send_rows(stage: Stage, places: Sequence[Place], rows: Rows, spent_ns: Spans | None = None) -> None:
     """Send the next rows [M, H] of M sequences to the next node, and what was spent on them so far."""
     assert stage.link is not None
-    form = _form(stage, len(places), 0 if spent_ns is None else spent_ns.shape[1])
+    form = _form(stage, len(places), 0 if spent_ns is None else len(spent_ns[0]))
     activations.pack(rows, stage.assignment.wire, form.tensors)
-    numbers = form.tensors["places"]
-    if spent_ns is None:
-        numbers[:] = places
-    else:
-        numbers[:, :_PLACE] = places
-        numbers[:, _PLACE:] = spent_ns
+    told = (
+        places if spent_ns is None else [[*one, *spent] for one, spent in zip(places, spent_ns, strict=True)]
+    )
+    form.tensors["places"][:] = told
     stage.link.send_form(form)
 
 
@@ -84,11 +82,12 @@ def arrived(stage: Stage, frame: Frame, *, came_s: float) -> Arrived:
     if array is None or array.dtype != np.int64 or array.ndim != 2 or not _is_width(array.shape[1]):
         raise WireError(
             "activations: places must be i64 [rows, 3 + 2 nodes]: number, position and sequence of each, and "
-            f"nanoseconds computing and waiting at each of at most {timing.MOST_NODES} nodes before"
+            f"nanoseconds waiting and computing at each of at most {timing.MOST_NODES} nodes before"
         )
     if not 1 <= len(array) <= MOST_TOGETHER:
         raise WireError(f"activations: {len(array)} rows, where 1 to {MOST_TOGETHER} go together")
-    places = [Place._make(values) for values in array[:, :_PLACE].tolist()]
+    told = array.tolist()
+    places = [Place._make(values[:_PLACE]) for values in told]
     if any(min(place) < 0 for place in places):
         raise WireError("activations: number, position and sequence must not be below 0")
     if len(places) > 1 and len({place.number for place in places}) != len(places):
@@ -98,7 +97,7 @@ def arrived(stage: Stage, frame: Frame, *, came_s: float) -> Arrived:
         raise WireError(f"activations for {stage.assignment.deployment}: {len(found)} rows of {len(places)}")
     for place in places:
         check_within(stage, place, 1)
-    return Arrived(places, found, array[:, _PLACE:], came_s)
+    return Arrived(places, found, [values[_PLACE:] for values in told], came_s)
 
 
 def _is_width(width: int) -> bool:

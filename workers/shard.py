@@ -29,7 +29,7 @@ from workers.models.precision import COMPUTE
 from workers.peers import Dial, PeerLink, PeerLinks
 from workers.pieces import Piece
 from workers.probe import probe_layer
-from workers.stage import Failures, Place, Stage, take_arrived
+from workers.stage import Failures, Place, Stage, add_spent, take_arrived
 from workers.telling import Telling
 from workers.timing import Spent, Way
 from workers.wire import Frame
@@ -340,10 +340,10 @@ class ShardHost:
             self._head_of(stage).came_round(stage, places, rows, spent_ns, began_s)
             return
         failures = stage.step(places, rows)
-        spent_ns[:, -2] = int((self._clock() - began_s) / timing.NS)
+        add_spent(spent_ns, self._clock() - began_s)
         if failures:
             places, sound = self._without(stage, places, failures)
-            rows, spent_ns = rows[sound], spent_ns[sound]
+            rows, spent_ns = rows[sound], [spent_ns[index] for index in sound]
         if places:
             ring_frames.send_rows(stage, places, rows, spent_ns)
 

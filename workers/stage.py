@@ -30,7 +30,8 @@ from workers.timing import NS
 from workers.wire import Form
 
 Rows = np.ndarray[Any, np.dtype[np.float32]]
-Spans = np.ndarray[Any, np.dtype[np.int64]]
+Spans = list[list[int]]
+"""Of each row and node: nanoseconds that the row waited there, and that the node computed, in turn."""
 
 
 class Place(NamedTuple):
@@ -47,7 +48,7 @@ class Place(NamedTuple):
 class Arrived(NamedTuple):
     """Single rows [M, H] that have come, each of another sequence.
 
-    `spent_ns` [M, 2 nodes] is what each node took for them so far, and how long they waited there.
+    `spent_ns` is what the nodes before told of each.
     """
 
     places: list[Place]
@@ -253,32 +254,33 @@ def _chosen(logits: Rows, asked: Asked) -> Choice:
 def take_arrived(stage: Stage, now_s: float) -> tuple[list[Place], Rows, Spans] | None:
     """Take as many of a stage's waiting rows as go together, of different sequences; None if none waits.
 
-    What was spent on them ends with two more columns: nothing computed here yet, and how long they waited.
+    What was spent on each ends with how long it waited here.
     """
     if not stage.arrived:
         return None
-    first = stage.arrived.popleft()
-    if not stage.arrived or not _go_together(stage, first, first.places, stage.arrived[0]):
-        return first.places, first.rows, _with_wait(first, now_s)
-    taken, places = [first], list(first.places)
-    while stage.arrived and _go_together(stage, first, places, stage.arrived[0]):
-        taken.append(stage.arrived.popleft())
-        places += taken[-1].places
-    rows = np.concatenate([one.rows for one in taken])
-    return places, rows, np.concatenate([_with_wait(one, now_s) for one in taken])
+    places, rows, spent_ns, came_s = stage.arrived.popleft()
+    add_spent(spent_ns, now_s - came_s)
+    if not stage.arrived or not _go_together(stage, places, spent_ns, stage.arrived[0]):
+        return places, rows, spent_ns
+    taken, places, spent_ns = [rows], list(places), list(spent_ns)
+    while stage.arrived and _go_together(stage, places, spent_ns, stage.arrived[0]):
+        more = stage.arrived.popleft()
+        add_spent(more.spent_ns, now_s - more.came_s)
+        taken.append(more.rows)
+        places += more.places
+        spent_ns += more.spent_ns
+    return places, np.concatenate(taken), spent_ns
 
 
-def _with_wait(arrived: Arrived, now_s: float) -> Spans:
-    count, width = arrived.spent_ns.shape
-    spent_ns = np.empty((count, width + 2), dtype=np.int64)
-    spent_ns[:, :width] = arrived.spent_ns
-    spent_ns[:, width] = 0
-    spent_ns[:, width + 1] = int((now_s - arrived.came_s) / NS)
-    return spent_ns
+def add_spent(spent_ns: Spans, seconds: float) -> None:
+    """Add to what is told of rows that they waited for so long, or that computing them took so long."""
+    nanoseconds = int(seconds / NS)
+    for one in spent_ns:
+        one.append(nanoseconds)
 
 
-def _go_together(stage: Stage, first: Arrived, places: Sequence[Place], more: Arrived) -> bool:
-    if len(places) + len(more.places) > stage.together or more.spent_ns.shape[1] != first.spent_ns.shape[1]:
+def _go_together(stage: Stage, places: Sequence[Place], spent_ns: Spans, more: Arrived) -> bool:
+    if len(places) + len(more.places) > stage.together or len(more.spent_ns[0]) + 1 != len(spent_ns[0]):
         return False
     numbers = {place.number for place in places}
     return not any(place.number in numbers for place in more.places)

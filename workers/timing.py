@@ -69,7 +69,7 @@ def _is_duration(value: object) -> bool:
 
 
 def way_of_row(nodes: Sequence[tuple[str, bool]], spent_ns: Sequence[int]) -> Way:
-    """Name what the nodes of a ring told of a row: nanoseconds computing and waiting, of each in turn.
+    """Name what the nodes of a ring told of a row: nanoseconds waiting and computing, of each in turn.
 
     `nodes` are those that a prompt passed; where they are not as many as have told, they have no names.
     """
@@ -79,7 +79,7 @@ def way_of_row(nodes: Sequence[tuple[str, bool]], spent_ns: Sequence[int]) -> Wa
     )
     seconds = [min(max(0.0, value * NS), _LONGEST_S) for value in spent_ns]
     return tuple(
-        [Spent(*node, seconds[2 * place], seconds[2 * place + 1]) for place, node in enumerate(known)]
+        [Spent(*node, seconds[2 * place + 1], seconds[2 * place]) for place, node in enumerate(known)]
     )
 
 
