@@ -160,6 +160,12 @@ def test_openais_client_chats_and_a_seed_repeats_the_answer(openai_client, deplo
     *pieces, last = list(stream)
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == drawn[0]
     assert last.usage.completion_tokens == 10
+    timings = last.model_extra["timings"]
+    assert timings["predicted_n"] == 10
+    parts_ms = timings["utopia"]["predicted"]
+    assert sum(parts_ms.values()) == pytest.approx(timings["predicted_ms"], rel=0.05)
+    assert len({one["node"] for one in timings["utopia"]["nodes"]}) == len(deployment["placement"]["hops"])
+    assert timings["utopia"]["emulated"] is True, "the nodes of this test are paced"
 
 
 def test_openais_client_understands_refusals(openai_client, deployment):
