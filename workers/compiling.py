@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from numba import njit
+from numba import config, njit
 
 Function = Callable[..., Any]
+
+_WRITERS = ("compiling.py", "models/halves.py", "models/vectors.py")
+"""Files that write machine code for the loops of other files. Numba looks at a loop's own file alone."""
 
 
 def compiled(*flags: str) -> Callable[[Function], Function]:
@@ -20,3 +25,13 @@ def compiled(*flags: str) -> Callable[[Function], Function]:
             return njit(nogil=True, fastmath=set(flags) or False)(function)  # type: ignore[no-any-return]
 
     return compile_it
+
+
+def kept_in(package: Path) -> Path:
+    """Return where compiled loops are kept: elsewhere when what writes their machine code has changed."""
+    writers = b"".join((package / name).read_bytes() for name in _WRITERS)
+    return package / "__pycache__" / f"compiled-{hashlib.sha256(writers).hexdigest()[:12]}"
+
+
+if not config.CACHE_DIR:  # NUMBA_CACHE_DIR; if the folder cannot be written, numba looks for another
+    config.CACHE_DIR = str(kept_in(Path(__file__).parent))

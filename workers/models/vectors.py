@@ -3,7 +3,6 @@
 Several rows of a matrix at once, which need fewer loads than one, are not what the processor fetches ahead by
 itself: each pass over a few rows asks for what lies `_AHEAD_BYTES` further on. A sequence's sums are
 made in the same order whatever other sequences are computed with it, so that they are equal to the last bit.
-Numba keeps what it compiled by the age of the file that calls this one: change kernels.py, too, if only so.
 
 Shape letters: M sequences, R rows and C columns of a matrix.
 """
