@@ -62,7 +62,7 @@ def test_a_killed_orchestrator_goes_on_with_the_job_at_its_last_round(system, un
     assert all(len(epoch["contributed"]) == len(FLOPS) for epoch in shown["epochs"])
     expected = undisturbed["summary"]["final_loss"]
     assert shown["summary"]["final_loss"] == pytest.approx(expected, rel=0.01)
-    assert checkpoints(system, made["id"]) == [], "an ended job leaves no checkpoint"
+    system.wait(lambda: not checkpoints(system, made["id"]), what="an ended job leaves no checkpoint")
     decisions = system.get(f"{address}/decisions")["items"]
     resumed = next(item for item in decisions if item["verdict"] == "resume")
     assert f"from version {began_at}" in resumed["reason"]
