@@ -23,15 +23,18 @@ def run_process(served: LoopbackOrchestrator, state_dir: Path, **options: str) -
         "threads": "1",
     } | options
     arguments = [text for name, value in values.items() for text in (f"--{name}", value)]
-    return subprocess.Popen(
-        [sys.executable, "-m", "workers.agent", *arguments], stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-X", "faulthandler", "-m", "workers.agent", *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
 def test_the_process_ends_at_sigterm_with_zero(orchestrator: LoopbackOrchestrator, tmp_path: Path) -> None:
     process = run_process(orchestrator, tmp_path / "h1", token=orchestrator.authority.token("h1"))
     try:
-        orchestrator.wait_for("h1")
+        try:
+            orchestrator.wait_for("h1")
+        except AssertionError as error:
+            process.send_signal(signal.SIGABRT)  # it tells where each thread is
+            raise AssertionError(f"{error}\n{process.communicate(timeout=10)[1]}") from None
         os.kill(process.pid, signal.SIGTERM)
         _, diagnostics = process.communicate(timeout=10)
     finally:
