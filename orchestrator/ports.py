@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from orchestrator.core.model import ModelGraph, Network
 from workers.models.architecture import Architecture
-from workers.wire import BodySink
+from workers.wire.frames import BodySink
 
 ChannelName = Literal["control", "bulk"]
 Tensors = Mapping[str, NDArray[Any]]

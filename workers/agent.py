@@ -23,7 +23,6 @@ import psutil
 import torch
 
 from workers import config as configuration
-from workers import connections, link
 from workers.config import WorkerConfig
 from workers.device import DeviceProfile, Pacer
 from workers.device_profile import make_profile
@@ -39,13 +38,14 @@ from workers.errors import (
     RequestTimeout,
     WireError,
 )
+from workers.finetune.trainer import Trainer
 from workers.identity import Identity
+from workers.inference.shard import ShardHost
 from workers.joining import CONNECT_TIMEOUT_S, Joining, Session
 from workers.nic import PacketCounters
-from workers.outbox import Outbox
-from workers.shard import ShardHost
-from workers.trainer import Trainer
-from workers.wire import Frame
+from workers.wire import connections, link
+from workers.wire.frames import Frame
+from workers.wire.outbox import Outbox
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import torch
 
 from workers.errors import RequestRefused
 from workers.models.precision import all_finite, as_tensor
-from workers.wire import CODES, Tensor
+from workers.wire.frames import CODES, Tensor
 
 _LONGEST_NAME = 128
 _PARAMETER_CODES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}

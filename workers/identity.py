@@ -25,8 +25,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from workers import connections, tls
 from workers.errors import ConfigError, EnrolmentError, RemoteError
+from workers.wire import connections, tls
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from workers import connections, link, tls
 from workers import identity as identities
 from workers.config import WorkerConfig
 from workers.device import DeviceProfile
@@ -26,7 +25,8 @@ from workers.errors import (
     WorkersError,
 )
 from workers.identity import Identity, Token
-from workers.wire import Frame
+from workers.wire import connections, link, tls
+from workers.wire.frames import Frame
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")

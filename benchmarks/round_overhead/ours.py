@@ -44,10 +44,10 @@ from workers import agent, fields
 from workers.config import WorkerConfig
 from workers.device import DeviceProfile, Pacer
 from workers.errors import WorkersError
-from workers.link import Reply
 from workers.models.architecture import Architecture, architecture
 from workers.models.loader import digest
-from workers.wire import Frame
+from workers.wire.frames import Frame
+from workers.wire.link import Reply
 
 _ADDRESS = "127.0.0.1"
 _ATTACH_TIMEOUT_S = 60.0

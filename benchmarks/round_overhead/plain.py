@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from orchestrator.adapters.certificates import NodeTrust
-from workers import tls
+from workers.wire import tls
 
 _NAME_BYTES = 64
 _SERIAL = 1

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.split_overhead import model
 from benchmarks.split_overhead.nodes import Workers
-from workers.head import CHUNK_ROWS
+from workers.inference.head import CHUNK_ROWS
 
 PART = "fairness"
 MANY = 8

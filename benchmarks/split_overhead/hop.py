@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from workers.sampling import Choice
-from workers.shard import ShardHost
-from workers.stage import Asked, Failures, Place, Rows, Stage
+from workers.inference.sampling import Choice
+from workers.inference.shard import ShardHost
+from workers.inference.stage import Asked, Failures, Place, Rows, Stage
 
 
 class TimingStage(Stage):

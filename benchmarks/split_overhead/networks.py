@@ -17,8 +17,8 @@ from benchmarks.split_overhead import hop, limits
 from benchmarks.split_overhead.emulated_link import CONTROL, DATA, Cell, EmulatedLink, emulated_link
 from benchmarks.split_overhead.nodes import Site, Workers
 from topologies.links import shaper
-from workers.shard import ShardHost
-from workers.stage import Stage
+from workers.inference.shard import ShardHost
+from workers.inference.stage import Stage
 
 DELAYS_S, RATES_BPS, LOSS_RATIOS = (0.0, 0.01, 0.05, 0.1), (10e6, 100e6, 1000e6), (0.0, 0.01)
 _QUICK = (Cell(delay_s=0.01, rate_bps=100e6, loss_ratio=0.0),)

@@ -28,11 +28,11 @@ from orchestrator.clock import SystemClock
 from workers import agent, namespaces
 from workers.config import WorkerConfig
 from workers.device import DeviceProfile
+from workers.inference.shard import ShardHost
 from workers.models.config import parse_config
 from workers.models.loader import digest
 from workers.models.model_config import parameter_shapes
 from workers.models.precision import as_array, dtype_of
-from workers.shard import ShardHost
 
 _ADDRESS = "127.0.0.1"
 _ATTACH_TIMEOUT_S = 60.0

@@ -29,7 +29,7 @@ from benchmarks.split_overhead import (
 )
 from benchmarks.split_overhead.nodes import Workers
 from benchmarks.split_overhead.peer_arms import Peers
-from workers.head import CHUNK_ROWS
+from workers.inference.head import CHUNK_ROWS
 from workers.models.precision import COMPUTE
 
 _REQUESTS = 8

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from workers import wire
 from workers.device import DeviceProfile, Pacer
 from workers.errors import ChannelClosed, WireError
-from workers.link import Reply
+from workers.inference.shard import ShardHost
 from workers.models.config import parse_config
 from workers.models.loader import digest
 from workers.models.model_config import parameter_shapes
 from workers.models.precision import as_array, dtype_of
-from workers.shard import ShardHost
-from workers.wire import Form, Frame
+from workers.wire import frames as wire
+from workers.wire.frames import Form, Frame
+from workers.wire.link import Reply
 
 Placement = Sequence[tuple[str, int, int]]
 """Node, first and end layer; the head is the first node's."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.split_overhead import model, rings
-from workers import activations
+from workers.inference import activations
 from workers.models.chain import Chain
 from workers.models.config import parse_config
 from workers.models.model_config import parameter_shapes

@@ -16,8 +16,8 @@ from orchestrator.finetune.parameters import WeightedSum
 from orchestrator.ports import Model
 from scenarios.schema import Training
 from workers.device import DeviceProfile, Pacer
-from workers.trainer import Trainer
-from workers.wire import Frame
+from workers.finetune.trainer import Trainer
+from workers.wire.frames import Frame
 
 _JOB = "small-scale"
 _UNPACED = DeviceProfile(

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from orchestrator.errors import EnrolmentRefused, InvalidRequest, NotFound
-from workers import tls
+from workers.wire import tls
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 from orchestrator.client import ApiError, Client
 from orchestrator.ports import Clock
-from workers.pace import Receipt, read_receipt
+from workers.wire.pace import Receipt, read_receipt
 
 log = logging.getLogger(__name__)
 

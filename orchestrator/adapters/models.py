@@ -19,9 +19,10 @@ from orchestrator.core.model import ModelGraph
 from orchestrator.core.partition import transformer_graph
 from orchestrator.errors import InvalidRequest, ModelError, NotFound
 from orchestrator.ports import Json, Model, Tensors
-from workers import activations, local_data
 from workers.errors import DataError
 from workers.errors import ModelError as WorkersModelError
+from workers.finetune import local_data
+from workers.inference import activations
 from workers.models import corpus, embedded, loader
 from workers.models.architecture import Architecture, architecture
 from workers.models.config import parse_config

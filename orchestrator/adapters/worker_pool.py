@@ -20,9 +20,9 @@ from orchestrator.adapters.worker_registry import Attach, Heartbeat, WorkerRegis
 from orchestrator.adapters.worker_transfers import Asked, WorkerTransfers
 from orchestrator.errors import EnrolmentRefused, NotFound
 from orchestrator.ports import Answer, ChannelName, Clock, Json, NodeEvent, NodeRecord, Tensors
-from workers import connections, link
 from workers.errors import RequestRefused, WireError
-from workers.wire import BodySink, Frame
+from workers.wire import connections, link
+from workers.wire.frames import BodySink, Frame
 
 log = logging.getLogger(__name__)
 

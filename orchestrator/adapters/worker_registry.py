@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from orchestrator.adapters.certificates import NodeTrust
 from orchestrator.errors import WorkerLost
 from orchestrator.ports import ChannelName, Clock, Json, NodeEvent, NodeRecord
-from workers import link
+from workers.wire import link
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from typing import Any
 from orchestrator.adapters.goodput_reports import Transfers
 from orchestrator.errors import WorkerError, WorkerLost, WorkerRefused, WorkerTimeout
 from orchestrator.ports import Answer, Clock, Json, Tensors
-from workers import link
 from workers.errors import ChannelClosed, RemoteError, RequestTimeout, WireError
-from workers.wire import BodySink, Frame, Header
+from workers.wire import link
+from workers.wire.frames import BodySink, Frame, Header
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,9 +23,9 @@ from orchestrator.finetune.intake import Intake, Landing
 from orchestrator.finetune.parameters import MOST_UNITS, Parameters, spec_fault, value_fault
 from orchestrator.ports import Answer, Clock, Json, Tensors, WorkerPool
 from scenarios.schema import Training
-from workers import updates
-from workers.updates import UpdateFault
-from workers.wire import BodySink, Tensor
+from workers.finetune import updates
+from workers.finetune.updates import UpdateFault
+from workers.wire.frames import BodySink, Tensor
 
 log = logging.getLogger(__name__)
 

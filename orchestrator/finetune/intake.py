@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.wire import BLOCK_BYTES, MAX_TENSORS, Header, Tensor, TensorSpec, dropped
+from workers.wire.frames import BLOCK_BYTES, MAX_TENSORS, Header, Tensor, TensorSpec, dropped
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from orchestrator.core.workload import Workload
 from orchestrator.finetune.data import Split
 from orchestrator.ports import Model
-from workers import updates
 from workers.device import training_flops
+from workers.finetune import updates
 
 _CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 _BYTES_PER_PARAMETER = 4

@@ -1,6 +1,6 @@
 """What a job takes of a node's memory at least, and who has not got it: known before anything is sent.
 
-Counted is what the trainer holds at its peak (workers/trainer.py): parameters, their trained copies,
+Counted is what the trainer holds at its peak (workers/finetune/trainer.py): parameters, their trained copies,
 gradients, the optimiser's state, the update on its way and the logits of a batch. The node's data and what
 layers keep between forward and backward are not, so that a node is left out only if it certainly cannot.
 """
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.ports import NodeRecord
-from workers.lora import Lora, adapter_shapes
 from workers.models.architecture import Architecture
+from workers.models.lora import Lora, adapter_shapes
 
 _VALUE_BYTES = 4
 _OPTIMISER_COPIES = {"adamw": 2, "sgd": 0}

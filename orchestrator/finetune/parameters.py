@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from orchestrator.finetune import kernels
 from workers import memory
-from workers.wire import Tensor, TensorSpec
+from workers.wire.frames import Tensor, TensorSpec
 
 Parameters = Mapping[str, NDArray[np.float32]]
 

@@ -12,9 +12,9 @@ from orchestrator.events import Progress
 from orchestrator.finetune.data import Dealing, Split, split
 from orchestrator.finetune.parameters import Parameters
 from orchestrator.ports import Checkpoint, Model, ModelStore
-from workers import lora
-from workers.lora import Lora, Projection
+from workers.models import lora
 from workers.models.architecture import architecture
+from workers.models.lora import Lora, Projection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,8 @@ from orchestrator.finetune.messages import Aggregate
 from orchestrator.finetune.outer import OuterOptimiser, OuterSettings
 from orchestrator.finetune.parameters import Parameters, SumMemory, WeightedSum
 from scenarios.schema import Training
-from workers.schedule import Schedule
-from workers.wire import Tensor
+from workers.finetune.schedule import Schedule
+from workers.wire.frames import Tensor
 
 
 class Versions:

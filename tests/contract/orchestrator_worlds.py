@@ -14,8 +14,9 @@ from orchestrator.adapters.certificates import Authority
 from orchestrator.adapters.worker_pool import LiveWorkerPool
 from orchestrator.clock import SystemClock
 from orchestrator.ports import Answer
-from workers import connections, identity, link
+from workers import identity
 from workers.errors import RequestRefused
+from workers.wire import connections, link
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "api"))
 from orchestrator_fakes import FakePool, MemoryStore

@@ -12,7 +12,7 @@ from northbound_client import BASE, H1, H4, Client
 from orchestrator.adapters.goodput_reports import MAX_KEPT, Transfers
 from orchestrator.adapters.own_traffic import MAX_CLASSES, OwnTraffic
 from orchestrator.client import ApiError
-from workers.pace import Receipt
+from workers.wire.pace import Receipt
 
 OWN = {"protocol": "tcp", "port": 7000, "host": H1}
 

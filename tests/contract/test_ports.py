@@ -11,8 +11,8 @@ from orchestrator_worlds import PROFILE, Heard, LinkWorker, LiveWorld, MemorySto
 from orchestrator.adapters.store import SqlStore
 from orchestrator.errors import NotFound, WorkerLost, WorkerRefused, WorkerTimeout
 from orchestrator.ports import Record
-from workers import connections, tls
 from workers.errors import ChannelClosed, RemoteError
+from workers.wire import connections, tls
 
 
 @pytest.fixture(params=["live", "fake"])

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from workers.errors import EndOfStream, WireError
-from workers.frame_socket import FrameSocket
-from workers.wire import DTYPES, Frame, decode_header, decode_prefix, encode
+from workers.wire.frame_socket import FrameSocket
+from workers.wire.frames import DTYPES, Frame, decode_header, decode_prefix, encode
 
 LIMIT = 1 << 20
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from loopback_orchestrator import DATA_ADDRESS, Loopback, system_of
 
-from workers import link
 from workers.agent import Agent
 from workers.config import WorkerConfig
 from workers.device_profile import make_profile
-from workers.trainer import Trainer
-from workers.wire import Frame
+from workers.finetune.trainer import Trainer
+from workers.wire import link
+from workers.wire.frames import Frame
 
 FORKED = {"h1": 4e9, "h2": 4e9, "h3": 4e9}
 JOB = {

@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from workers.lora import Projection
 from workers.models.config import parse_config
 from workers.models.errors import UnsupportedModel
 from workers.models.llama_config import LlamaConfig
+from workers.models.lora import Projection
 from workers.models.model_config import parameter_shapes
 
 Shapes = Mapping[str, tuple[int, ...]]

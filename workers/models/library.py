@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workers.lora import Projection
 from workers.models.architecture import Architecture
 from workers.models.errors import BrokenModel, UnsupportedModel
+from workers.models.lora import Projection
 
 FAMILIES = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
 _NUMBERS = {

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from workers.errors import ModelError
-from workers.kv_cache import KvCache
 from workers.models.chain import Chain, greedy
+from workers.models.kv_cache import KvCache
 from workers.models.loader import load
 from workers.models.tokenizer import Tokenizer
 

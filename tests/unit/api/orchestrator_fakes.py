@@ -10,7 +10,7 @@ import numpy as np
 from orchestrator.core.model import Network
 from orchestrator.errors import NotFound, WorkerLost
 from orchestrator.ports import Answer, Entry, NodeEvent, NodeRecord, NorthboundStatus, Record
-from workers.wire import Header, TensorSpec
+from workers.wire.frames import Header, TensorSpec
 
 
 class ManualClock:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from benchmarks.split_overhead import correct, figures
 from benchmarks.split_overhead.correct import HEADS, LAYERS, LONGEST_PROMPT, MOST_REQUESTS, VOCABULARY, Case
-from workers import stage
+from workers.inference import stage
 
 pytest.importorskip("transformers")
 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from orchestrator.finetune.intake import Intake
-from workers.wire import Header, TensorSpec
+from workers.wire.frames import Header, TensorSpec
 
 SHAPES = {"a": (300, 1000), "b": (7,), "c": (50, 1000)}
 SIZE = sum(4 * int(np.prod(shape)) for shape in SHAPES.values())

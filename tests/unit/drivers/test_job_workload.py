@@ -12,10 +12,10 @@ from orchestrator.finetune.data import Dealing, split
 from orchestrator.finetune.job_workload import job_workload
 from orchestrator.finetune.request import JobRequest
 from orchestrator.ports import Model
-from workers import updates
-from workers.lora import Lora, adapter_shapes
+from workers.finetune import updates
 from workers.models.architecture import architecture
 from workers.models.embedded import CONFIG
+from workers.models.lora import Lora, adapter_shapes
 
 FOUND = architecture(CONFIG)
 MODEL = Model(

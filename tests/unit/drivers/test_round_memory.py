@@ -15,7 +15,7 @@ from orchestrator.finetune.messages import Aggregate
 from orchestrator.finetune.parameters import SumMemory, WeightedSum, spec_fault, value_fault
 from orchestrator.finetune.versions import Versions
 from scenarios.schema import Training
-from workers.wire import Header, TensorSpec
+from workers.wire.frames import Header, TensorSpec
 
 SHAPES = {"a": (700, 1000), "b": (300_000,), "c": (7,)}
 SIZE_BYTES = 4 * sum(int(np.prod(shape)) for shape in SHAPES.values())

@@ -18,7 +18,7 @@ from orchestrator.finetune.parameters import (
     spec_fault,
     value_fault,
 )
-from workers.wire import TensorSpec
+from workers.wire.frames import TensorSpec
 
 UNIT = 32.0
 VALUES = st.floats(-LARGEST, LARGEST, width=32)

@@ -7,8 +7,8 @@ import pytest
 from orchestrator.finetune.node_memory import JobMemory, job_memory
 from orchestrator.ports import NodeRecord
 from scenarios.schema import Training
-from workers.lora import Projection
 from workers.models.architecture import Architecture
+from workers.models.lora import Projection
 
 PARAMETERS = 1_000_000
 MODEL = Architecture(

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from workers import link
 from workers.agent import Agent
 from workers.config import WorkerConfig
 from workers.device import Pacer
@@ -16,7 +15,8 @@ from workers.errors import (
     RequestRefused,
     WireError,
 )
-from workers.wire import Frame
+from workers.wire import link
+from workers.wire.frames import Frame
 
 
 class RecordingTrainer:

@@ -14,7 +14,7 @@ import torch
 from benchmarks.split_overhead.correct import LLAMA
 from benchmarks.split_overhead.rings import HostRing, MemoryChannel, profile
 from workers.errors import ConnectFailed, RequestRefused
-from workers.link import Reply
+from workers.inference.shard import ShardHost
 from workers.models.chain import Chain
 from workers.models.config import parse_config
 from workers.models.embedded import tokenizer_json
@@ -23,8 +23,8 @@ from workers.models.model_config import ModelConfig, parameter_shapes
 from workers.models.reference import generate_tokens
 from workers.models.split import build
 from workers.models.tokenizer import Tokenizer
-from workers.shard import ShardHost
-from workers.wire import Frame
+from workers.wire.frames import Frame
+from workers.wire.link import Reply
 
 THREE = [("a", 0, 2), ("b", 2, 4), ("c", 4, 6)]
 OTHER_CUTS = [("a", 0, 1), ("b", 1, 5), ("c", 5, 6)]

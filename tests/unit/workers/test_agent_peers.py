@@ -10,11 +10,11 @@ import pytest
 from agent_loopback import Worker
 from worker_loopback import LoopbackOrchestrator, wait_until
 
-from workers import connections, link, tls
 from workers.errors import (
     IdentityMismatch,
     LinkError,
 )
+from workers.wire import connections, link, tls
 
 
 def test_peers_reach_the_shards_under_their_certificates_name(

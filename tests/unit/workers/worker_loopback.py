@@ -20,10 +20,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from reserved_ports import reserved_port
 
-from workers import connections, link, tls
 from workers.errors import RequestRefused
 from workers.identity import Identity
-from workers.wire import Frame
+from workers.wire import connections, link, tls
+from workers.wire.frames import Frame
 
 DAY = datetime.timedelta(days=1)
 

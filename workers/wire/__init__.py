@@ -1,0 +1,1 @@
+"""The protocol between processes: frames, TLS, connections and channels. No torch."""
