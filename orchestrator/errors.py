@@ -23,6 +23,10 @@ class InvalidRequest(OrchestratorError):
         self.field = field
 
 
+class ImpossibleRequest(InvalidRequest):
+    """What was asked for is well formed, but contradicts itself: no nodes and no network could do it."""
+
+
 class NotFound(OrchestratorError):
     """There is no such node, job, deployment or run."""
 

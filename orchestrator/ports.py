@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from orchestrator.core.model import ModelGraph, Network
 from workers.models.architecture import Architecture
+from workers.models.model_config import ModelConfig
 from workers.wire.frames import BodySink
 
 ChannelName = Literal["control", "bulk"]
@@ -309,8 +310,8 @@ class ModelStore(Protocol):
         """Say what a model is made of, quickly; raises ModelError or NotFound if it cannot be trained."""
         ...
 
-    def check_split(self, name: str) -> None:
-        """Refuse a model that cannot be split, quickly; raises ModelError or NotFound."""
+    def check_split(self, name: str) -> ModelConfig:
+        """Say what a model to be split has, quickly; raises ModelError or NotFound if it cannot be split."""
         ...
 
     def check_data(self, data: str) -> None:

@@ -26,7 +26,7 @@ from workers.inference import activations
 from workers.models import corpus, embedded, loader
 from workers.models.architecture import Architecture, architecture
 from workers.models.config import parse_config
-from workers.models.model_config import parameter_shapes
+from workers.models.model_config import ModelConfig, parameter_shapes
 from workers.models.precision import as_array, bytes_of
 from workers.models.tokenizer import Tokenizer
 from workers.models.trainable import build
@@ -58,10 +58,11 @@ class FolderModels:
             return architecture(embedded.CONFIG)
         return _translated(lambda: _describe_folder(self._folder(name)))
 
-    def check_split(self, name: str) -> None:
-        """Refuse a model that cannot be split, by its configuration, its tokeniser and its files' headers."""
-        if name != EMBEDDED:
-            _translated(lambda: _check_split_folder(self._folder(name)))
+    def check_split(self, name: str) -> ModelConfig:
+        """Check a model to be split by its configuration, its tokeniser and its files' headers."""
+        if name == EMBEDDED:
+            return parse_config(embedded.CONFIG)
+        return _translated(lambda: _check_split_folder(self._folder(name)))
 
     def check_data(self, data: str) -> None:
         """Refuse a text that cannot be read, without reading it.
@@ -203,10 +204,11 @@ def _describe_folder(folder: Path) -> Architecture:
     return found
 
 
-def _check_split_folder(folder: Path) -> None:
+def _check_split_folder(folder: Path) -> ModelConfig:
     config = parse_config(loader.read_config(folder))
     loader.check_folder(folder, parameter_shapes(config), prefix=config.prefix)
     Tokenizer.of_folder(folder)
+    return config
 
 
 def _read(name: str, folder: Path) -> Model:

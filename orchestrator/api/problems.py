@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 _RETRY_AFTER_S = "1"
 
 _STATUS: tuple[tuple[type[Exception], HTTPStatus], ...] = (
+    (errors.ImpossibleRequest, HTTPStatus.UNPROCESSABLE_ENTITY),
     (errors.InvalidRequest, HTTPStatus.BAD_REQUEST),
     (errors.ModelError, HTTPStatus.BAD_REQUEST),
     (errors.NotFound, HTTPStatus.NOT_FOUND),

@@ -241,6 +241,11 @@ def _job_table(job: dict[str, Any]) -> RenderableType:
     help="How rows travel between nodes.",
 )
 @click.option(
+    "--context-tokens",
+    type=click.IntRange(min=16),
+    help="Prompt and answer together; the model's own maximum, 1024 at most, if not given.",
+)
+@click.option(
     "--kv-cache-bytes",
     type=click.IntRange(min=1),
     help="The most that keys and values may take on all nodes together; what they have left, if not given.",
@@ -258,7 +263,7 @@ def deploy(model: str, url: str, as_json: bool, **settings: Any) -> None:
         settled = client.wait(
             path, lambda answer: answer["state"] not in _BEFORE_SERVING, timeout_s=DEPLOY_TIMEOUT_S
         )
-    if settled["state"] in ("failed", "retired"):
+    if settled["state"] in ("failed", "retired") or settled.get("placement") is None:
         raise ApiError(f"{made['id']} is {settled['state']}: {settled['reason']}")
     show(settled, as_json=as_json, view=_placement_table)
 

@@ -18,6 +18,7 @@ from orchestrator.errors import Conflict, OrchestratorError, Unavailable
 from orchestrator.inference import left as lefts
 from orchestrator.inference import messages as m
 from orchestrator.inference.asking import Asked
+from orchestrator.inference.cache_limit import check_cache_limit
 from orchestrator.inference.engine import preview
 from orchestrator.inference.generations import Completion, Generations
 from orchestrator.inference.left import Left, placement_json
@@ -78,8 +79,14 @@ class SplitDeployments:
         Raises:
             Conflict: nodes are missing that it cannot do without.
             ModelError, NotFound: the model cannot be used.
+            ImpossibleRequest: its caches could not hold one sequence, wherever its layers were.
         """
-        self._models.check_split(request.model)
+        model = self._models.check_split(request.model)
+        check_cache_limit(
+            request,
+            own_tokens=model.context_tokens,
+            kv_bytes_per_token=model.layers * model.kv_bytes_per_token_and_layer,
+        )
         self._refuse_hopeless(request)
         record = Record(
             id=self._ids("dep"),

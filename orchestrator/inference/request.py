@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from orchestrator.core.cost import CostWeights
 from orchestrator.core.triggers import Thresholds
 
+LEAST_CONTEXT_TOKENS = 16
+
 
 class DeploymentRequest(BaseModel):
     """One model to serve, split over the nodes."""
@@ -32,7 +34,7 @@ class DeploymentRequest(BaseModel):
     thresholds: Thresholds = Thresholds()
     cost: CostWeights = CostWeights()
     monitor_interval_s: Annotated[float, Field(ge=0.1, le=3600)] = 1.0
-    context_tokens: Annotated[int, Field(ge=16, le=1_000_000)] | None = Field(
+    context_tokens: Annotated[int, Field(ge=LEAST_CONTEXT_TOKENS, le=1_000_000)] | None = Field(
         default=None,
         description="prompt and answer together; the model's own maximum, 1024 at most, if left out",
     )

@@ -15,9 +15,10 @@ from orchestrator.core.cost import Problem
 from orchestrator.core.cost_tables import evaluate
 from orchestrator.core.errors import CoreError, Infeasible
 from orchestrator.core.model import NodeState, Placement
-from orchestrator.errors import InvalidRequest, OrchestratorError
+from orchestrator.errors import OrchestratorError
 from orchestrator.events import Progress
 from orchestrator.inference import messages as m
+from orchestrator.inference.cache_limit import check_cache_limit, context_of
 from orchestrator.inference.engine import Engine
 from orchestrator.inference.generations import Generations
 from orchestrator.inference.left import RETIRING, SUSPENDED, Left, placement_json
@@ -41,7 +42,6 @@ TICK_S = 0.5
 RESUME_PATIENCE_S = 10.0
 """How long a deployment that is gone on with waits for the nodes that it was on; workers try every 5 s."""
 _RESUME_POLL_S = 0.1
-_CONTEXT_TOKENS = 1024
 ENDED = ("failed", "retired")
 
 
@@ -119,7 +119,11 @@ class DeploymentRun:
             if self._left is not None:
                 self._await_nodes(self._left)
             self.spec = self._make_spec(self._model, self.context_tokens)
-            self._check_cache_limit(self.spec)
+            check_cache_limit(  # again: what is read is not always what was there when it was asked for
+                self._request,
+                own_tokens=self._model.context_tokens,
+                kv_bytes_per_token=sum(layer.kv_bytes_per_token for layer in self.spec.model.layers),
+            )
             self._loop(Engine(self.spec), self._model)
         except (OrchestratorError, CoreError) as error:
             self._note("failed", str(error))
@@ -158,8 +162,7 @@ class DeploymentRun:
     def context_tokens(self) -> int:
         """Give how many tokens a prompt and its answer may have together."""
         assert self._model is not None
-        own = self._model.context_tokens
-        return min(self._request.context_tokens or min(own, _CONTEXT_TOKENS), own)
+        return context_of(self._request, self._model.context_tokens)
 
     def head(self) -> str | None:
         """Give the head's node while there is a route."""
@@ -202,17 +205,6 @@ class DeploymentRun:
             },
         }
         return described
-
-    def _check_cache_limit(self, spec: m.DeploymentSpec) -> None:
-        """Refuse a limit in which not even one sequence fits."""
-        limit = self._request.kv_cache_bytes
-        needed = sum(layer.kv_bytes_per_token for layer in spec.model.layers) * self.context_tokens
-        if limit is not None and limit < needed:
-            raise InvalidRequest(
-                f"kv_cache_bytes is {limit}, but one sequence of {self.context_tokens} tokens takes {needed} "
-                "bytes: raise it or shorten context_tokens",
-                field="kv_cache_bytes",
-            )
 
     def put(self, kind: type[m.Event], **values: Any) -> None:
         """Tell the engine that something happened now."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 
 import openai
@@ -181,6 +183,16 @@ def test_a_prompt_beyond_the_context_is_refused(system, deployment):
     answer = system.session.post(system.url + "/v1/completions", json=body, timeout=20)
     assert answer.status_code == 400, answer.text
     assert "context" in answer.json()["error"]["message"]
+
+
+def test_a_limit_that_holds_no_sequence_is_refused_before_anything_is_deployed(system):
+    before = system.get("/api/v1/runs")["total"]
+    words = ["--model", str(system.model), "--kv-cache-bytes", "1000", "--context-tokens", "64"]
+    command = [sys.executable, "-m", "orchestrator.cli", "deploy", *words, "--url", system.url]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 1, refused.stderr
+    assert "kv_cache_bytes is 1000, but one sequence of 64 tokens takes" in refused.stderr
+    assert system.get("/api/v1/runs")["total"] == before
 
 
 def test_a_preview_shows_costs_and_alternatives_and_changes_nothing(system, deployment):

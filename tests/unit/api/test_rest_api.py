@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.core.errors import Infeasible
 from orchestrator.core.model import Measurement, PathMetrics, network
-from orchestrator.errors import Conflict
+from orchestrator.errors import Conflict, ImpossibleRequest
 from orchestrator.ports import Record
 from scenarios.schema import Training
 
@@ -253,6 +253,17 @@ def test_a_conflict_is_a_409(world, monkeypatch):
 
     monkeypatch.setattr(world.jobs, "submit", refuse)
     assert world.http.post("/api/v1/jobs", json={}).status_code == 409
+
+
+def test_what_nothing_could_make_possible_is_a_422_that_names_the_field(world, monkeypatch):
+    def refuse(_request):
+        raise ImpossibleRequest("kv_cache_bytes is 1, but ...", field="kv_cache_bytes")
+
+    monkeypatch.setattr(world.deployments, "deploy", refuse)
+    answer = world.http.post("/api/v1/deployments", json={"kv_cache_bytes": 1})
+    assert (answer.status_code, answer.content_type) == (422, "application/problem+json")
+    assert answer.json["field"] == "kv_cache_bytes"
+    assert answer.json["detail"].startswith("kv_cache_bytes is 1")
 
 
 def test_metrics_are_in_prometheus_format(world):

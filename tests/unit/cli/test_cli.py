@@ -2,6 +2,7 @@
 
 import socket
 from pathlib import Path
+from typing import ClassVar
 
 import click.testing
 import pytest
@@ -165,6 +166,39 @@ def test_interrupting_the_wait_says_that_the_job_goes_on_and_how_to_end_it(
     assert code == 130
     assert "job-7 goes on" in error
     assert "utopia stop job-7 --url http://there:1" in error
+
+
+class DeploymentThatIsWatched:
+    """Stands in for the client: a deployment that is as `settled` once it was placed, or was not."""
+
+    settled: ClassVar[dict[str, object]] = {}
+
+    def __init__(self, url: str) -> None:
+        pass
+
+    def post(self, path: str, body: object) -> dict[str, str]:
+        return {"id": "dep-7"}
+
+    def wait(self, path: str, ready: object, *, timeout_s: float) -> dict[str, object]:
+        return {"id": "dep-7", **self.settled}
+
+
+@pytest.mark.parametrize(
+    "settled",
+    [
+        {"state": "failed", "reason": "memory: it needs 9 bytes"},
+        {"state": "retired", "reason": "memory: it needs 9 bytes", "placement": {"head": "h1", "stages": []}},
+        {"state": "degraded", "reason": "memory: it needs 9 bytes", "placement": None},
+    ],
+)
+def test_a_deployment_that_does_not_serve_is_an_error_with_its_reason(
+    settled: dict[str, object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "Client", DeploymentThatIsWatched)
+    monkeypatch.setattr(DeploymentThatIsWatched, "settled", settled)
+    code, error = invoke(capsys, monkeypatch, "deploy")
+    assert code == 1
+    assert f"dep-7 is {settled['state']}: memory: it needs 9 bytes" in error
 
 
 def test_a_demo_without_a_trusted_node_is_refused_before_anything_is_started(

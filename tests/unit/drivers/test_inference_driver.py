@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,22 +14,39 @@ from orchestrator_fakes import FakeNorthbound, FakePool, MemoryStore
 from orchestrator.clock import SystemClock
 from orchestrator.core.model import Measurement, PathMetrics, network
 from orchestrator.core.partition import transformer_graph
-from orchestrator.errors import Conflict, InvalidRequest, Unavailable, WorkerRefused
+from orchestrator.errors import (
+    Conflict,
+    ImpossibleRequest,
+    InvalidRequest,
+    Unavailable,
+    WorkerRefused,
+)
 from orchestrator.events import EventLog
 from orchestrator.inference import serving
 from orchestrator.inference.asking import Asked
 from orchestrator.inference.driver import SplitDeployments
 from orchestrator.inference.request import DeploymentRequest
 from orchestrator.ports import Answer, Model
+from workers.models.config import parse_config
 
 NODES = ("h1", "h2", "h3", "h4")
+
+
+CONFIG = parse_config({
+    "model_type": "llama", "vocab_size": 5, "hidden_size": 2, "intermediate_size": 4, "num_hidden_layers": 4,
+    "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 2, "max_position_embeddings": 64,
+    "hidden_act": "silu", "rms_norm_eps": 1e-5, "eos_token_id": 4,
+})  # fmt: skip
 
 
 class FourLayers:
     """A model of four layers of 400 bytes, whose head takes 40."""
 
+    def __init__(self):
+        self.checked = CONFIG
+
     def check_split(self, _name):
-        return
+        return self.checked
 
     def resolve(self, name, *, progress=None):
         return Model(
@@ -39,7 +57,7 @@ class FourLayers:
     def graph(self, model, *, wire):
         return transformer_graph(
             name=model.name, digest="d1", layer_parameters=(100,) * 4, head_parameters=10,
-            vocabulary=5, hidden=2, kv_width=1,
+            vocabulary=5, hidden=2, kv_width=2,
         )  # fmt: skip
 
     def shard(self, _model, *, first_layer, end_layer, head):
@@ -172,10 +190,37 @@ def test_nodes_are_told_the_limit_of_keys_and_values(world):
     assert {fields["kv_cache_bytes"] for _, fields, _ in world.prepared} == {10**6}
 
 
-def test_a_limit_in_which_no_sequence_fits_is_refused_with_what_it_takes(world):
-    _, shown = world.deploy(kv_cache_bytes=1)
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        (
+            {"context_tokens": 40, "kv_cache_bytes": 40 * 64 - 1},
+            "kv_cache_bytes is 2559, but one sequence of 40 tokens takes 2560 bytes over all layers: "
+            "raise it to that at least, or shorten context_tokens to 39 at most",
+        ),
+        (
+            {"context_tokens": 16, "kv_cache_bytes": 1},
+            "kv_cache_bytes is 1, but one sequence of 16 tokens takes 1024 bytes over all layers: "
+            "raise it to that at least",
+        ),
+        ({"context_tokens": None, "kv_cache_bytes": 64**2 - 1}, "one sequence of 64 tokens takes 4096 bytes"),
+        ({"context_tokens": 1000, "kv_cache_bytes": 64**2 - 1}, "one sequence of 64 tokens takes 4096 bytes"),
+    ],
+)
+def test_a_limit_in_which_no_sequence_fits_is_refused_before_anything_is_deployed(world, asked, reason):
+    with pytest.raises(ImpossibleRequest) as refused:
+        world.deploy(**asked)
+    assert reason in str(refused.value)
+    assert refused.value.field == "kv_cache_bytes"
+    assert world.store.records(kind="deployment", limit=9, offset=0) == ([], 0)
+    assert not world.prepared
+
+
+def test_a_model_that_grew_since_it_was_asked_for_fails_with_what_its_sequence_takes(world):
+    world.models.checked = replace(CONFIG, layers=1)
+    _, shown = world.deploy(kv_cache_bytes=16 * 16)
     assert shown["state"] == "failed"
-    assert "kv_cache_bytes is 1, but one sequence of 16 tokens takes" in shown["reason"]
+    assert "kv_cache_bytes is 256, but one sequence of 16 tokens takes 1024 bytes" in shown["reason"]
     assert not world.prepared
 
 
