@@ -112,7 +112,7 @@ class Authority:
                 f"and not {' or '.join(sorted(_RESERVED))}",
                 field="node",
             )
-        secret = secrets.token_urlsafe(24)
+        secret = secrets.token_hex(24)  # a word that begins with "-" is no value to many command lines
         with self._lock:
             known = self._registry.get(node) or NodeTrust(node=node, trusted=False)
             trust = known.trusted if trusted is None else trusted

@@ -13,6 +13,7 @@ from cryptography.x509.oid import NameOID
 
 from orchestrator.adapters.certificates import Authority
 from orchestrator.errors import EnrolmentRefused, InvalidRequest, NotFound
+from workers.config import from_arguments
 
 
 @pytest.fixture
@@ -44,6 +45,13 @@ def test_a_token_buys_one_certificate_for_its_node(authority):
     assert authority.accepts("h1", certificate.serial_number)
     with pytest.raises(EnrolmentRefused, match="no unused enrolment token"):
         authority.enrol(node="h1", secret=secret_of(token), csr_pem=request_for("h1"))
+
+
+def test_a_token_is_a_word_that_the_workers_command_line_takes(authority, monkeypatch):
+    monkeypatch.setattr("secrets.token_bytes", lambda size: b"\xf8" * size)  # in URL-safe base64: "-Pj4"
+    token = authority.create_token("h1", trusted=False)
+    where = ["--orchestrator", "198.18.0.1:7000", "--listen", "198.18.0.2:7001", "--state-dir", "d"]
+    assert from_arguments([*where, "--node", "h1", "--token", token]).token == token
 
 
 def test_a_tokens_second_half_is_the_authoritys_fingerprint(authority):

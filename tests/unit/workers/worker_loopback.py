@@ -47,7 +47,7 @@ class TestAuthority:
         return self.ca_path.read_text()
 
     def token(self, node: str) -> str:
-        self.secrets[node] = secrets.token_urlsafe(24)
+        self.secrets[node] = secrets.token_hex(24)
         der = self.certificate.public_bytes(serialization.Encoding.DER)
         return f"{self.secrets[node]}.{hashlib.sha256(der).hexdigest()}"
 
