@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
 
 from alto_reader import AltoClient
+from emulated_network import eventually, host, inside, ping, received, running, small_scenario
 
-from scenarios.schema import Scenario, parse
-from topologies import controller_token, state, testbed
+from topologies import controller_token, testbed
 from topologies.specs import LinkKind, NetworkSpec, network_spec
 from topologies.status import Status
 
@@ -34,47 +34,23 @@ IMPLAUSIBLE = 1e-6
 BUSY_SLACK_S = 0.0015
 """What a busy two-core machine may add to one link's delay."""
 
+SCENARIO = small_scenario("controller", prefix=PREFIX, number=11)
+
 pytestmark = [
     pytest.mark.functional,
 ]
 
 
-def scenario() -> Scenario:
-    return parse(
-        {
-            "name": "controller",
-            "seed": 5,
-            "topology": {"hosts": 3, "domains": 2},
-            "devices": {"trusted": []},
-            "finetune": {"policies": ["all"]},
-            "network": {
-                "prefix": PREFIX,
-                "openflow_port": 6711,
-                "northbound_port": 8111,
-                "api_port": 8211,
-            },
-        },
-        source="test",
-    )
-
-
 @pytest.fixture(scope="module")
 def spec() -> NetworkSpec:
-    return network_spec(scenario())
+    return network_spec(SCENARIO)
 
 
 @pytest.fixture(scope="module")
 def net() -> Iterator[Status]:
     """Run controller and network; every host has spoken."""
-    testbed.down(PREFIX)
-    try:
-        status = testbed.up(
-            scenario(), stages=("controller", "network"), tied=True, progress=lambda _text: None
-        )
+    with running(SCENARIO, "controller", "network") as status:
         yield status
-    finally:
-        testbed.down(PREFIX)
-        assert state.inventory(PREFIX) == []
 
 
 def get(path: str) -> Any:
@@ -86,39 +62,11 @@ def nb(path: str) -> Any:
     return get("/northbound/v1" + path)
 
 
-def eventually(check: Callable[[], Any], *, seconds: float) -> Any:
-    """Wait until `check` returns something true; show what it returned last otherwise."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = check()
-        if found or time.monotonic() > deadline:
-            return found
-        time.sleep(0.2)
-
-
-def host(status: Status, name: str) -> dict[str, Any]:
-    return next(item for item in status.hosts if item["name"] == name)
-
-
-def inside(status: Status, name: str, *command: str) -> subprocess.Popen[str]:
-    enter = ["nsenter", "-t", str(host(status, name)["pid"]), "-n", *command]
-    return subprocess.Popen(enter, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def ping(status: Status, src: str, dst: str, *options: str) -> subprocess.Popen[str]:
-    return inside(status, src, "ping", *options, host(status, dst)["ip"])
-
-
 def at_least(count: int, trials: int, ratio: float) -> float:
     """Return the probability of `count` or more successes in so many trials."""
     return sum(
         math.comb(trials, k) * ratio**k * (1 - ratio) ** (trials - k) for k in range(count, trials + 1)
     )
-
-
-def received(text: str) -> int:
-    found = re.search(r"(\d+) received", text)
-    return int(found[1]) if found else 0
 
 
 def test_every_pair_reaches_each_other_without_a_duplicate(net: Status) -> None:

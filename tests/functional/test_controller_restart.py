@@ -2,50 +2,27 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
+from emulated_network import eventually, ping, received, running, small_scenario
 from test_controller_robustness import (
     OPENFLOW_PORT,
-    REST_PORT,
     Controller,
     counter,
-    eventually,
     get,
 )
 
-from scenarios.schema import Scenario, parse
-from topologies import shell, state, testbed
+from topologies import shell
 from topologies.status import Status
 
 PREFIX = "rsr"
 PINGS_PER_S = 20
 
+SCENARIO = small_scenario("restart", prefix=PREFIX, number=31, hosts=2)
+
 pytestmark = [pytest.mark.functional]
-
-
-def scenario() -> Scenario:
-    network = {
-        "prefix": PREFIX,
-        "openflow_port": OPENFLOW_PORT,
-        "northbound_port": REST_PORT,
-        "api_port": 8230,
-    }
-    return parse(
-        {
-            "name": "restart",
-            "seed": 5,
-            "topology": {"hosts": 2, "domains": 2},
-            "devices": {"trusted": []},
-            "finetune": {"policies": ["all"]},
-            "network": network,
-        },
-        source="test",
-    )
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +37,7 @@ def controller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]
 @pytest.fixture(scope="module")
 def net(controller: Controller) -> Iterator[Status]:
     """Run a network whose controller is the tests' own; all hosts have talked to each other."""
-    testbed.down(PREFIX)
-    try:
-        status = testbed.up(scenario(), stages=("network",), tied=True, progress=lambda _text: None)
+    with running(SCENARIO, "network") as status:
         assert eventually(lambda: get("/healthz")["links"] >= 10, seconds=20), get("/healthz")
         names = [host["name"] for host in status.hosts]
 
@@ -77,23 +52,6 @@ def net(controller: Controller) -> Iterator[Status]:
 
         assert eventually(all_talk)
         yield status
-    finally:
-        testbed.down(PREFIX)
-        assert state.inventory(PREFIX) == []
-
-
-def host(status: Status, name: str) -> dict[str, Any]:
-    return next(item for item in status.hosts if item["name"] == name)
-
-
-def ping(status: Status, src: str, dst: str, *options: str) -> subprocess.Popen[str]:
-    enter = ["nsenter", "-t", str(host(status, src)["pid"]), "-n", "ping", *options, host(status, dst)["ip"]]
-    return subprocess.Popen(enter, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def received(text: str) -> int:
-    found = re.search(r"(\d+) received", text)
-    return int(found[1]) if found else 0
 
 
 def bridges() -> list[str]:

@@ -15,11 +15,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from emulated_network import eventually
 from switch_farm import Farm, mac, message, ring, speak
 
 from ryu_apps import openflow, packets
@@ -62,18 +63,6 @@ def counter(name: str) -> float:
     with urllib.request.urlopen(URL + "/metrics", timeout=5) as answer:
         found = re.search(rf"^utopia_{name}_total (.*)$", answer.read().decode(), re.MULTILINE)
     return float(found[1]) if found else 0.0
-
-
-def eventually(check: Callable[[], Any], *, seconds: float = 15.0) -> Any:
-    """Wait until `check` returns something true; a controller that does not answer yet is waited for."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = None
-        with contextlib.suppress(OSError):
-            found = check()
-        if found or time.monotonic() > deadline:
-            return found
-        time.sleep(0.1)
 
 
 def all_measured() -> bool:

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from emulated_network import small_scenario
 
-from scenarios.schema import parse
 from topologies import state, testbed, userspace_switch
 from topologies.edge_cloud import interface_name
 from topologies.processes import identify
@@ -28,18 +28,8 @@ pytestmark = [
 ]
 
 
-def scenario(prefix=PREFIX):
-    return parse(
-        {
-            "name": "emulation",
-            "seed": 3,
-            "topology": {"hosts": 4, "domains": 2},
-            "devices": {"trusted": []},
-            "finetune": {"policies": ["all"]},
-            "network": {"prefix": prefix, "openflow_port": 6701, "northbound_port": 8101, "api_port": 8201},
-        },
-        source="test",
-    )
+def scenario(prefix):
+    return small_scenario("emulation", prefix=prefix, number=1, hosts=4, seed=3)
 
 
 def up(progress=lambda _text: None, *, prefix=PREFIX):
@@ -56,7 +46,7 @@ def nothing_is_left():
 
 @pytest.fixture(scope="module")
 def spec():
-    return network_spec(scenario())
+    return network_spec(scenario(PREFIX))
 
 
 @pytest.fixture(scope="module")

@@ -6,20 +6,19 @@ import json
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from emulated_network import eventually, host, inside, running, small_scenario
 
-from scenarios.schema import Scenario, parse
-from topologies import controller_token, state, testbed
+from topologies import controller_token, testbed
 from topologies.specs import NetworkSpec, network_spec
 from topologies.status import Status
 
@@ -54,46 +53,22 @@ except TimeoutError:
     print(json.dumps(got), flush=True)
 """
 
+SCENARIO = small_scenario("steering", prefix=PREFIX, number=21)
+
 pytestmark = [pytest.mark.functional]
-
-
-def scenario() -> Scenario:
-    return parse(
-        {
-            "name": "steering",
-            "seed": 5,
-            "topology": {"hosts": 3, "domains": 2},
-            "devices": {"trusted": []},
-            "finetune": {"policies": ["all"]},
-            "network": {
-                "prefix": PREFIX,
-                "openflow_port": 6721,
-                "northbound_port": 8121,
-                "api_port": 8221,
-            },
-        },
-        source="test",
-    )
 
 
 @pytest.fixture(scope="module")
 def spec() -> NetworkSpec:
-    return network_spec(scenario())
+    return network_spec(SCENARIO)
 
 
 @pytest.fixture(scope="module")
 def net() -> Iterator[Status]:
     """Run controller and network; from orch to h1 no link loses anything."""
-    testbed.down(PREFIX)
-    try:
-        status = testbed.up(
-            scenario(), stages=("controller", "network"), tied=True, progress=lambda _text: None
-        )
+    with running(SCENARIO, "controller", "network") as status:
         testbed.Client(PREFIX).degrade("h1-g1", loss_ratio=0.0)
         yield status
-    finally:
-        testbed.down(PREFIX)
-        assert state.inventory(PREFIX) == []
 
 
 class Controller:
@@ -149,24 +124,8 @@ def ask(method: str, path: str, body: Any = None) -> tuple[int, Any]:
         return error.code, json.load(error)
 
 
-def eventually(check: Callable[[], Any], *, seconds: float) -> Any:
-    """Wait until `check` returns something true; return what it returned last."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = check()
-        if found or time.monotonic() > deadline:
-            return found
-        time.sleep(0.1)
-
-
 def address(status: Status, name: str) -> str:
-    return str(next(item for item in status.hosts if item["name"] == name)["ip"])
-
-
-def inside(status: Status, name: str, *command: str) -> subprocess.Popen[str]:
-    pid = next(item for item in status.hosts if item["name"] == name)["pid"]
-    enter = ["nsenter", "-t", str(pid), "-n", *command]
-    return subprocess.Popen(enter, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return str(host(status, name)["ip"])
 
 
 class Stream:
