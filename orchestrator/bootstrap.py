@@ -24,6 +24,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.events import EventLog
 from orchestrator.finetune.driver import FinetuneJobs
 from orchestrator.inference.driver import SplitDeployments
+from orchestrator.ports import Ports
 
 log = logging.getLogger(__name__)
 
@@ -87,18 +88,7 @@ def start(config: Config, *, resume: bool = True) -> Process:
     models = FolderModels(
         cache_dir=config.cache_dir or cache_directory(), tuned_dir=state_dir / "models", seed=config.seed
     )
-    jobs = FinetuneJobs(
-        pool=pool,
-        northbound=northbound,
-        store=store,
-        models=models,
-        events=events,
-        clock=clock,
-        ids=random_id,
-        seed=config.seed,
-        checkpoints=CheckpointFolder(state_dir / "checkpoints"),
-    )
-    deployments = SplitDeployments(
+    ports = Ports(
         pool=pool,
         northbound=northbound,
         store=store,
@@ -107,6 +97,9 @@ def start(config: Config, *, resume: bool = True) -> Process:
         clock=clock,
         ids=random_id,
     )
+    checkpoints = CheckpointFolder(state_dir / "checkpoints")
+    jobs = FinetuneJobs(ports, seed=config.seed, checkpoints=checkpoints)
+    deployments = SplitDeployments(ports)
     services = Services(
         config=config,
         clock=clock,

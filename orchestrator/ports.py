@@ -370,3 +370,16 @@ class EventSink(Protocol):
     def follow(self, record_id: str, *, after: int) -> Iterator[Entry | None]:
         """Yield what happened past `after`, then what happens; None now and then while nothing does."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """What every driver needs of the world, in one hand."""
+
+    pool: WorkerPool
+    northbound: Northbound
+    store: Store
+    models: ModelStore
+    events: EventSink
+    clock: Clock
+    ids: Ids

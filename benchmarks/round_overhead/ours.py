@@ -39,7 +39,7 @@ from orchestrator.core.model import Network
 from orchestrator.events import EventLog
 from orchestrator.finetune.driver import FinetuneJobs
 from orchestrator.finetune.request import JobRequest
-from orchestrator.ports import Model
+from orchestrator.ports import Model, Ports
 from workers import agent, fields
 from workers.config import WorkerConfig
 from workers.device import DeviceProfile, Pacer
@@ -278,7 +278,7 @@ def _wait_ended(store: SqlStore, job: str) -> None:
 
 def _jobs(pool: LiveWorkerPool, gate: Any, store: SqlStore) -> FinetuneJobs:
     clock, numbers = SystemClock(), itertools.count(1)
-    return FinetuneJobs(
+    ports = Ports(
         pool=pool,
         northbound=gate,
         store=store,
@@ -286,9 +286,8 @@ def _jobs(pool: LiveWorkerPool, gate: Any, store: SqlStore) -> FinetuneJobs:
         events=EventLog(store=store, clock=clock),
         clock=clock,
         ids=lambda kind: f"{kind}-{next(numbers)}",
-        seed=1,
-        checkpoints=NoCheckpoints(),
     )
+    return FinetuneJobs(ports, seed=1, checkpoints=NoCheckpoints())
 
 
 def _wait_attached(pool: LiveWorkerPool, nodes: Collection[str]) -> None:

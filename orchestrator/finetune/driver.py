@@ -18,18 +18,7 @@ from orchestrator.finetune.messages import JobSpec
 from orchestrator.finetune.node_memory import JobMemory, job_memory
 from orchestrator.finetune.request import JobRequest
 from orchestrator.finetune.run import JobRun
-from orchestrator.ports import (
-    Checkpoint,
-    Checkpoints,
-    Clock,
-    EventSink,
-    Ids,
-    ModelStore,
-    Northbound,
-    Record,
-    Store,
-    WorkerPool,
-)
+from orchestrator.ports import Checkpoint, Checkpoints, Ports, Record
 
 log = logging.getLogger(__name__)
 
@@ -43,24 +32,12 @@ class FinetuneJobs:
 
     def __init__(
         self,
+        ports: Ports,
         *,
-        pool: WorkerPool,
-        northbound: Northbound,
-        store: Store,
-        models: ModelStore,
-        events: EventSink,
-        clock: Clock,
-        ids: Ids,
         seed: int,
         checkpoints: Checkpoints,
     ) -> None:
-        self._pool = pool
-        self._northbound = northbound
-        self._store = store
-        self._models = models
-        self._events = events
-        self._clock = clock
-        self._ids = ids
+        self._ports = ports
         self._seed = seed
         self._checkpoints = checkpoints
         self._lock = threading.Lock()
@@ -76,20 +53,20 @@ class FinetuneJobs:
         wanted: Any = request
         with self._lock:
             self._refuse_second()
-            memory = job_memory(wanted.training, self._models.describe(wanted.model))
+            memory = job_memory(wanted.training, self._ports.models.describe(wanted.model))
             nodes, left_out = self._nodes(wanted, memory)
             seed = self._seed if wanted.seed is None else wanted.seed
-            self._models.check_data(wanted.data)
-            job = self._ids("job")
+            self._ports.models.check_data(wanted.data)
+            job = self._ports.ids("job")
             engine = self._make_engine(job, wanted, nodes, seed, left_out)
             record = Record(
                 id=job,
                 kind="job",
                 state="accepted",
-                created_at=self._clock.unix_s(),
+                created_at=self._ports.clock.unix_s(),
                 spec={**wanted.model_dump(mode="json"), "seed": seed, "nodes": list(nodes)},
             )
-            self._store.add(record)
+            self._ports.store.add(record)
             self._start(job, wanted, nodes, seed, engine)
         return record
 
@@ -99,7 +76,7 @@ class FinetuneJobs:
         To be called before anything is submitted. A job that cannot be resumed fails with the reason; one
         that was resumed too often without getting further, too, so that it does not go round for ever.
         """
-        unfinished = self._store.unfinished("job")
+        unfinished = self._ports.store.unfinished("job")
         self._checkpoints.keep_only([record.id for record in unfinished])
         for record in unfinished[1:]:  # one runs at a time: there can be more only by somebody's hand
             self._give_up(record, "interrupted", "the orchestrator stopped before it ended")
@@ -116,7 +93,7 @@ class FinetuneJobs:
     def abandon(self) -> None:
         """End the jobs that an earlier process left: what they ran on is not there any more."""
         self._checkpoints.keep_only([])
-        for record in self._store.unfinished("job"):
+        for record in self._ports.store.unfinished("job"):
             self._give_up(record, "interrupted", "the orchestrator stopped before it ended")
 
     def _resume(self, record: Record) -> None:
@@ -127,7 +104,7 @@ class FinetuneJobs:
         attempt = self._checkpoints.count_attempt(record.id, version)
         resumes = attempt + (0 if checkpoint is None else int(checkpoint.state["resumes"]))
         for reason in faults:
-            self._events.publish(
+            self._ports.events.publish(
                 record.id, "checkpoint", {"version": None, "written": False, "reason": reason}
             )
         if attempt > _ATTEMPTS_LIMIT and record.state != SUSPENDED:  # that was asked for
@@ -143,8 +120,8 @@ class FinetuneJobs:
 
     def _give_up(self, record: Record, state: str, reason: str) -> None:
         log.warning("job %s: %s: %s", record.id, state, reason)
-        self._store.update(record.id, state=state, reason=reason, ended_at=self._clock.unix_s())
-        self._events.publish(record.id, "state", {"state": state, "reason": reason, "final": True})
+        self._ports.store.update(record.id, state=state, reason=reason, ended_at=self._ports.clock.unix_s())
+        self._ports.events.publish(record.id, "state", {"state": state, "reason": reason, "final": True})
         self._checkpoints.discard(record.id)
 
     def cancel(self, job: str) -> Record:
@@ -156,9 +133,11 @@ class FinetuneJobs:
         with self._lock:
             running = self._running
         if running is None or running[0] != job or not running[2].is_alive():
-            raise Conflict(f"job {job} is {self._store.get(job).state}; only a running job can be cancelled")
+            raise Conflict(
+                f"job {job} is {self._ports.store.get(job).state}; only a running job can be cancelled"
+            )
         running[1].cancel("cancelled by the user")
-        return self._store.get(job)
+        return self._ports.store.get(job)
 
     def stop(self, *, timeout_s: float) -> None:
         """Suspend what runs, so that the next process goes on with it; wait until its last round is kept."""
@@ -178,14 +157,14 @@ class FinetuneJobs:
     def _nodes(self, request: Any, memory: JobMemory) -> tuple[tuple[str, ...], dict[str, str]]:
         """Return who takes part, and who could not although alive, with the reason; who is named must."""
         if request.nodes is None:
-            alive = [record for record in self._pool.nodes() if record.alive]
+            alive = [record for record in self._ports.pool.nodes() if record.alive]
             if not alive:
                 raise Conflict("no node is alive; enrol workers first")
             short = memory.shortages(alive)
             if len(short) == len(alive):
                 raise Conflict(f"no node can take part: {_listed(short)}; {_LESS_MEMORY}")
             return tuple(record.node for record in alive if record.node not in short), short
-        records = [self._pool.node(node) for node in request.nodes]
+        records = [self._ports.pool.node(node) for node in request.nodes]
         if not records:
             raise InvalidRequest("nodes is empty; name nodes or leave it out for all", field="nodes")
         for record in records:
@@ -246,12 +225,7 @@ class FinetuneJobs:
             seed=seed,
             nodes=nodes,
             engine=engine,
-            pool=self._pool,
-            northbound=self._northbound,
-            store=self._store,
-            models=self._models,
-            events=self._events,
-            clock=self._clock,
+            ports=self._ports,
             checkpoints=self._checkpoints,
             resumes=resumes,
             checkpoint=checkpoint,

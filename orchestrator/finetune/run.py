@@ -31,18 +31,7 @@ from orchestrator.finetune.preparing import Prepared, first_version, prepare
 from orchestrator.finetune.request import JobRequest
 from orchestrator.finetune.talking import Talking
 from orchestrator.finetune.versions import Versions
-from orchestrator.ports import (
-    Checkpoint,
-    Checkpoints,
-    Clock,
-    EventSink,
-    Json,
-    ModelStore,
-    NodeEvent,
-    Northbound,
-    Store,
-    WorkerPool,
-)
+from orchestrator.ports import Checkpoint, Checkpoints, Json, NodeEvent, Ports
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +54,7 @@ class JobRun:
         seed: int,
         nodes: tuple[str, ...],
         engine: Engine,
-        pool: WorkerPool,
-        northbound: Northbound,
-        store: Store,
-        models: ModelStore,
-        events: EventSink,
-        clock: Clock,
+        ports: Ports,
         checkpoints: Checkpoints,
         resumes: int = 0,
         checkpoint: Checkpoint | None = None,
@@ -81,18 +65,13 @@ class JobRun:
         self._seed = seed
         self._nodes = nodes
         self._engine = engine
-        self._pool = pool
-        self._northbound = northbound
-        self._store = store
-        self._models = models
-        self._events = events
-        self._clock = clock
+        self._ports = ports
         self._resumes = resumes
         self._checkpoint = checkpoint
         self._keeper = Keeper(
             job=job,
             checkpoints=checkpoints,
-            events=events,
+            events=ports.events,
             newest=None if checkpoint is None else checkpoint.version,
         )
         self._checkpoint_due = False
@@ -115,7 +94,7 @@ class JobRun:
 
     def run(self) -> None:
         """Prepare, run to the end and leave the record in its last state."""
-        stop_listening = self._pool.subscribe(self._hear)
+        stop_listening = self._ports.pool.subscribe(self._hear)
         executor = ThreadPoolExecutor(max_workers=2 * len(self._nodes) + 2, thread_name_prefix=self._job)
         self._executor = executor
         self._evaluator = ThreadPoolExecutor(
@@ -141,13 +120,13 @@ class JobRun:
         """Ask the job to end."""
         self._cancelled.set()
         self._stopping.set()
-        self._inbox.put(m.Cancelled(now_s=self._clock.monotonic_s(), reason=reason))
+        self._inbox.put(m.Cancelled(now_s=self._ports.clock.monotonic_s(), reason=reason))
 
     def suspend(self, reason: str) -> None:
         """Ask the job to stop at its last finished round, for another process to go on with it."""
         self._suspended = reason
         self._stopping.set()
-        self._inbox.put(m.Tick(now_s=self._clock.monotonic_s()))
+        self._inbox.put(m.Tick(now_s=self._ports.clock.monotonic_s()))
 
     def _prepare(self) -> None:
         """Read the model and cut the data; version 0 of the parameters exists afterwards."""
@@ -157,20 +136,20 @@ class JobRun:
             request,
             nodes=self._nodes,
             seed=self._seed,
-            models=self._models,
+            models=self._ports.models,
             capacities=self._take_capacities(),
-            progress=Progress(self._events, self._job),
+            progress=Progress(self._ports.events, self._job),
         )
         if self._checkpoint is None:
-            self._versions.begin(0, first_version(prepared, models=self._models, seed=self._seed))
+            self._versions.begin(0, first_version(prepared, models=self._ports.models, seed=self._seed))
         else:
             self._go_on_from(self._checkpoint)
         # what a round exchanges: all parameters, or adapters
         self._intake = Intake(sum(array.nbytes for array in self._versions.newest.values()))
         self._calls = NodeCalls(
             job=self._job,
-            pool=self._pool,
-            clock=self._clock,
+            pool=self._ports.pool,
+            clock=self._ports.clock,
             seed=self._seed,
             nodes=self._nodes,
             config=prepared.model.config,
@@ -180,7 +159,7 @@ class JobRun:
             timeout_s=request.round_timeout_s,
             traffic=self._traffic,
             base=prepared.base,
-            digest=self._models.digest,
+            digest=self._ports.models.digest,
             tokenizer_json=prepared.model.tokenizer_json if request.local_data else None,
             intake=self._intake,
             known=self._resumes > 0,
@@ -193,7 +172,7 @@ class JobRun:
             return dict(self._checkpoint.state["capacities"])
         if self._resumes:
             self._await_nodes()
-        known = {record.node: record.profile.get("compute_flops") for record in self._pool.nodes()}
+        known = {record.node: record.profile.get("compute_flops") for record in self._ports.pool.nodes()}
         return {node: known.get(node) for node in self._nodes}
 
     def _go_on_from(self, checkpoint: Checkpoint) -> None:
@@ -222,7 +201,7 @@ class JobRun:
             self._prepared.split,
             trained={name: array.shape for name, array in self._versions.newest.items()},
         )
-        self._carry_out(engine.handle(m.JobStarted(now_s=self._clock.monotonic_s(), workload=workload)))
+        self._carry_out(engine.handle(m.JobStarted(now_s=self._ports.clock.monotonic_s(), workload=workload)))
         while not self._ended:
             event = self._next_event()
             if self._suspended is not None and not self._cancelled.is_set():
@@ -238,11 +217,11 @@ class JobRun:
         """
         wanted = self._engine.active or self._nodes
         self._announce("preparing", f"resumed: waiting for {', '.join(wanted)} to attach again")
-        started_s = self._clock.monotonic_s()
+        started_s = self._ports.clock.monotonic_s()
         while True:
-            here = {record.node for record in self._pool.nodes() if record.alive}
+            here = {record.node for record in self._ports.pool.nodes() if record.alive}
             missing = [node for node in wanted if node not in here]
-            waited_s = self._clock.monotonic_s() - started_s
+            waited_s = self._ports.clock.monotonic_s() - started_s
             if not missing or (len(missing) < len(wanted) and waited_s > RESUME_PATIENCE_S):
                 return
             if waited_s > RESUME_LIMIT_S:
@@ -257,12 +236,12 @@ class JobRun:
         try:
             return self._inbox.get(timeout=TICK_S)
         except queue.Empty:
-            return m.Tick(now_s=self._clock.monotonic_s())
+            return m.Tick(now_s=self._ports.clock.monotonic_s())
 
     def _hear(self, event: NodeEvent) -> None:
         if event.node not in self._nodes:
             return
-        now_s = self._clock.monotonic_s()
+        now_s = self._ports.clock.monotonic_s()
         if event.kind == "node_lost":
             self._inbox.put(m.NodeLost(now_s=now_s, node=event.node, reason=event.reason))
         else:
@@ -301,9 +280,9 @@ class JobRun:
                 self._take_metrics(epoch)
             case m.Record(decision=decision):
                 log.info("job %s: %s: %s", self._job, decision.verdict, decision.reason)
-                self._events.publish(self._job, "decision", decision.to_json())
+                self._ports.events.publish(self._job, "decision", decision.to_json())
             case m.ReportEpoch(report=report):
-                self._events.publish(self._job, "epoch", _json(report))
+                self._ports.events.publish(self._job, "epoch", _json(report))
                 self._checkpoint_due |= self._keeper.needs(report.version)
             case m.Announce(state=state, reason=reason):
                 # The end is announced by _end, when the model is saved and the nodes are told.
@@ -318,7 +297,7 @@ class JobRun:
                 raise TypeError(f"the driver does not know the instruction {type(instruction).__name__}")
 
     def _put(self, kind: type[m.Event], **values: Any) -> None:
-        self._inbox.put(kind(now_s=self._clock.monotonic_s(), **values))
+        self._inbox.put(kind(now_s=self._ports.clock.monotonic_s(), **values))
 
     def _add(self, node: str, epoch: int, weight: float) -> None:
         assert self._talking is not None
@@ -336,7 +315,7 @@ class JobRun:
             job=self._job,
             version=version,
             state={
-                "engine": self._engine.snapshot(self._clock.monotonic_s()).to_json(),
+                "engine": self._engine.snapshot(self._ports.clock.monotonic_s()).to_json(),
                 "bytes": self._traffic.totals(),
                 "data_digest": self._prepared.data_digest,
                 "resumes": self._resumes,
@@ -349,7 +328,7 @@ class JobRun:
 
     def _evaluate(self, version: int, parameters: Parameters) -> None:
         try:
-            loss = self._models.loss(
+            loss = self._ports.models.loss(
                 self._prepared.model,
                 self._prepared.whole(parameters),
                 self._prepared.split.held_out,
@@ -366,20 +345,20 @@ class JobRun:
 
     def _take_metrics(self, epoch: int) -> None:
         states = tuple(
-            node_states.state(record) for record in self._pool.nodes() if record.node in self._nodes
+            node_states.state(record) for record in self._ports.pool.nodes() if record.node in self._nodes
         )
-        self._put(m.MetricsTaken, epoch=epoch, nodes=states, network=self._northbound.network())
+        self._put(m.MetricsTaken, epoch=epoch, nodes=states, network=self._ports.northbound.network())
 
     def _finish(self, summary: m.Summary) -> None:
         model, dealt = self._prepared.model, self._prepared.split
         parameters = self._prepared.whole(self._versions[summary.final_version])
-        folder = self._models.save(model, parameters, job=self._job)
+        folder = self._ports.models.save(model, parameters, job=self._job)
         self._release_nodes()
         self._end("completed", "all epochs are done and all nodes hold the final model", {
             **_json(summary),
             "model": f"job:{self._job}",
             "model_folder": str(folder),
-            "digest": self._models.digest(parameters),
+            "digest": self._ports.models.digest(parameters),
             "held_out_tokens": len(dealt.held_out),
             "tokens_per_node": round(
                 sum(len(part) for part in dealt.partitions.values()) / len(self._nodes)
@@ -391,7 +370,7 @@ class JobRun:
     def _release_nodes(self) -> None:
         """Have the nodes forget the job; one that does not answer forgets it at its next job."""
         self._give_up_updates()
-        attached = {record.node for record in self._pool.nodes() if record.alive}
+        attached = {record.node for record in self._ports.pool.nodes() if record.alive}
         with ThreadPoolExecutor(max_workers=max(1, len(self._nodes))) as executor:
             list(executor.map(self._calls.end, [node for node in self._nodes if node in attached]))
 
@@ -403,8 +382,8 @@ class JobRun:
 
     def _announce(self, state: str, reason: str) -> None:
         log.info("job %s: %s: %s", self._job, state, reason)
-        self._store.update(self._job, state=state, reason=reason)
-        self._events.publish(self._job, "state", {"state": state, "reason": reason})
+        self._ports.store.update(self._job, state=state, reason=reason)
+        self._ports.events.publish(self._job, "state", {"state": state, "reason": reason})
 
     def _end(self, state: str, reason: str, summary: Json | None = None) -> None:
         self._ended = True
@@ -417,11 +396,11 @@ class JobRun:
             "resumes": self._resumes,
             "spooled_updates": 0 if self._intake is None else self._intake.spooled,
         }
-        self._store.update(
-            self._job, state=state, reason=reason, ended_at=self._clock.unix_s(), summary=figures
+        self._ports.store.update(
+            self._job, state=state, reason=reason, ended_at=self._ports.clock.unix_s(), summary=figures
         )
         log.info("job %s: %s: %s", self._job, state, reason)
-        self._events.publish(self._job, "state", {"state": state, "reason": reason, "final": True})
+        self._ports.events.publish(self._job, "state", {"state": state, "reason": reason, "final": True})
 
 
 def _json(value: object) -> Json:

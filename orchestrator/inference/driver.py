@@ -29,18 +29,7 @@ from orchestrator.inference.run import ENDED, DeploymentRun
 from orchestrator.inference.serving import Serving
 from orchestrator.inference.shard_calls import COMMAND_TIMEOUT_S, PREPARE_TIMEOUT_S
 from orchestrator.inference.strays import Sweeper
-from orchestrator.ports import (
-    Clock,
-    EventSink,
-    Ids,
-    Json,
-    Model,
-    ModelStore,
-    Northbound,
-    Record,
-    Store,
-    WorkerPool,
-)
+from orchestrator.ports import Json, Model, Ports, Record
 
 log = logging.getLogger(__name__)
 
@@ -48,30 +37,16 @@ log = logging.getLogger(__name__)
 class SplitDeployments:
     """Every deployment of this process."""
 
-    def __init__(
-        self,
-        *,
-        pool: WorkerPool,
-        northbound: Northbound,
-        store: Store,
-        models: ModelStore,
-        events: EventSink,
-        clock: Clock,
-        ids: Ids,
-    ) -> None:
-        self._pool = pool
-        self._northbound = northbound
-        self._store = store
-        self._models = models
-        self._events = events
-        self._clock = clock
-        self._ids = ids
-        self._probes = LayerProbes(pool)
+    def __init__(self, ports: Ports) -> None:
+        self._ports = ports
+        self._probes = LayerProbes(ports.pool)
         self._generations = Generations()
         self._lock = threading.Lock()
         self._runs: dict[str, DeploymentRun] = {}
-        self._serving = Serving(pool=pool, generations=self._generations, ids=ids, run_of=self._runs.get)
-        self._sweeper = Sweeper(pool, self._served_epochs)
+        self._serving = Serving(
+            pool=ports.pool, generations=self._generations, ids=ports.ids, run_of=self._runs.get
+        )
+        self._sweeper = Sweeper(ports.pool, self._served_epochs)
 
     def deploy(self, request: DeploymentRequest) -> Record:
         """Check the request and begin to place the model.
@@ -81,7 +56,7 @@ class SplitDeployments:
             ModelError, NotFound: the model cannot be used.
             ImpossibleRequest: its caches could not hold one sequence, wherever its layers were.
         """
-        model = self._models.check_split(request.model)
+        model = self._ports.models.check_split(request.model)
         check_cache_limit(
             request,
             own_tokens=model.context_tokens,
@@ -89,13 +64,13 @@ class SplitDeployments:
         )
         self._refuse_hopeless(request)
         record = Record(
-            id=self._ids("dep"),
+            id=self._ports.ids("dep"),
             kind="deployment",
             state="accepted",
-            created_at=self._clock.unix_s(),
+            created_at=self._ports.clock.unix_s(),
             spec=request.model_dump(mode="json"),
         )
-        self._store.add(record)
+        self._ports.store.add(record)
         self._start(record.id, request)
         return record
 
@@ -106,21 +81,23 @@ class SplitDeployments:
         what the user had taken down already is retired.
         """
         resumed = [
-            record.id for record in reversed(self._store.unfinished("deployment")) if self._resume(record)
+            record.id
+            for record in reversed(self._ports.store.unfinished("deployment"))
+            if self._resume(record)
         ]
         self._sweeper.start()
         return resumed
 
     def abandon(self) -> None:
         """End what an earlier process left."""
-        for record in self._store.unfinished("deployment"):
+        for record in self._ports.store.unfinished("deployment"):
             self._give_up(record, "interrupted", "the orchestrator stopped before it ended")
         self._sweeper.start()
 
     def undeploy(self, deployment: str) -> Record:
         """Take a deployment down."""
         self._run(deployment).retire("asked by the operator")
-        return self._store.get(deployment)
+        return self._ports.store.get(deployment)
 
     def live(self) -> Sequence[str]:
         """List the deployments that were not taken down and have not failed."""
@@ -145,7 +122,9 @@ class SplitDeployments:
         if spec is None or model is None:
             raise Unavailable(f"deployment {deployment} is {run.state}: its model is still being read")
         choice = preview(
-            replace(spec, pinned_head=run.head()), self._states(model, deployment), self._northbound.network()
+            replace(spec, pinned_head=run.head()),
+            self._states(model, deployment),
+            self._ports.northbound.network(),
         )
         assert choice.placement is not None
         return {
@@ -191,7 +170,7 @@ class SplitDeployments:
         read = next((run.model for run in runs if run.model is not None), None)
         if read is None:
             raise Unavailable(f"deployment {model} is {runs[0].state}: its model is still being read")
-        return self._models.chat_prompt(read, messages)
+        return self._ports.models.chat_prompt(read, messages)
 
     def tokens_generated(self) -> int:
         """Count the tokens generated since the start of the process."""
@@ -204,9 +183,9 @@ class SplitDeployments:
             runs = list(self._runs.values())
         for run in runs:
             run.suspend("the orchestrator stops")
-        deadline_s = self._clock.monotonic_s() + timeout_s
+        deadline_s = self._ports.clock.monotonic_s() + timeout_s
         for run in runs:
-            run.wait_ended(max(0.0, deadline_s - self._clock.monotonic_s()))
+            run.wait_ended(max(0.0, deadline_s - self._ports.clock.monotonic_s()))
 
     def _resume(self, record: Record) -> bool:
         if record.state == lefts.RETIRING:
@@ -236,8 +215,8 @@ class SplitDeployments:
 
     def _give_up(self, record: Record, state: str, reason: str) -> None:
         log.warning("deployment %s: %s: %s", record.id, state, reason)
-        self._store.update(record.id, state=state, reason=reason, ended_at=self._clock.unix_s())
-        self._events.publish(record.id, "state", {"state": state, "reason": reason, "final": True})
+        self._ports.store.update(record.id, state=state, reason=reason, ended_at=self._ports.clock.unix_s())
+        self._ports.events.publish(record.id, "state", {"state": state, "reason": reason, "final": True})
 
     def _start(self, deployment: str, request: DeploymentRequest, left: Left | None = None) -> None:
         run = DeploymentRun(
@@ -246,12 +225,7 @@ class SplitDeployments:
             spec=lambda model, context: self._make_spec(deployment, request, model, context),
             states=lambda model: self._states(model, deployment),
             generations=self._generations,
-            pool=self._pool,
-            northbound=self._northbound,
-            store=self._store,
-            models=self._models,
-            events=self._events,
-            clock=self._clock,
+            ports=self._ports,
             left=left,
         )
         with self._lock:
@@ -274,13 +248,13 @@ class SplitDeployments:
         with self._lock:
             run = self._runs.get(deployment)
         if run is None:
-            state = self._store.get(deployment).state
+            state = self._ports.store.get(deployment).state
             raise Conflict(f"deployment {deployment} is {state}; POST /api/v1/deployments makes a new one")
         return run
 
     def _refuse_hopeless(self, request: DeploymentRequest) -> None:
         """Refuse at once what no measurement could make possible."""
-        alive = [record for record in self._pool.nodes() if record.alive]
+        alive = [record for record in self._ports.pool.nodes() if record.alive]
         if not any(record.trusted for record in alive):
             raise Conflict(
                 "no trusted node is alive, and the head (tokeniser, embedding, LM head) runs on trusted "
@@ -304,7 +278,7 @@ class SplitDeployments:
         )
         return DeploymentSpec(
             deployment=deployment,
-            model=self._models.graph(model, wire=request.wire),
+            model=self._ports.models.graph(model, wire=request.wire),
             min_nodes=request.min_nodes,
             weights=request.cost,
             workload=workload,
@@ -318,7 +292,7 @@ class SplitDeployments:
         with self._lock:
             others = [run.memory() for name, run in self._runs.items() if name != deployment]
         states = []
-        for record in self._pool.nodes():
+        for record in self._ports.pool.nodes():
             times = self._probes.times(record, model)
             states.append(
                 replace(

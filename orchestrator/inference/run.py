@@ -24,17 +24,7 @@ from orchestrator.inference.generations import Generations
 from orchestrator.inference.left import RETIRING, SUSPENDED, Left, placement_json
 from orchestrator.inference.request import DeploymentRequest
 from orchestrator.inference.shard_calls import ShardCalls
-from orchestrator.ports import (
-    Clock,
-    EventSink,
-    Json,
-    Model,
-    ModelStore,
-    NodeEvent,
-    Northbound,
-    Store,
-    WorkerPool,
-)
+from orchestrator.ports import Json, Model, NodeEvent, Ports
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +46,7 @@ class DeploymentRun:
         spec: Callable[[Model, int], m.DeploymentSpec],
         states: Callable[[Model], tuple[NodeState, ...]],
         generations: Generations,
-        pool: WorkerPool,
-        northbound: Northbound,
-        store: Store,
-        models: ModelStore,
-        events: EventSink,
-        clock: Clock,
+        ports: Ports,
         left: Left | None = None,
     ) -> None:
         """`left`: go on with what an earlier process left."""
@@ -71,12 +56,7 @@ class DeploymentRun:
         self.spec: m.DeploymentSpec | None = None
         self._states = states
         self._generations = generations
-        self._pool = pool
-        self._northbound = northbound
-        self._store = store
-        self._models = models
-        self._events = events
-        self._clock = clock
+        self._ports = ports
         self._inbox: queue.Queue[m.Event] = queue.Queue()
         self._lock = threading.Lock()
         self._state = "accepted"
@@ -96,8 +76,8 @@ class DeploymentRun:
         self._ended = threading.Event()
         self._calls = ShardCalls(
             deployment,
-            pool=pool,
-            models=models,
+            pool=ports.pool,
+            models=ports.models,
             put=self.put,
             request_timeout_s=request.request_timeout_s,
             wire=request.wire,
@@ -108,11 +88,13 @@ class DeploymentRun:
 
     def run(self) -> None:
         """Read the model, deploy it and keep it until it is taken down or cannot be had."""
-        stop_listening = self._pool.subscribe(self._hear)
+        stop_listening = self._ports.pool.subscribe(self._hear)
         try:
             again = "" if self._left is None else "resumed: "
             self._note("preparing", f"{again}reading model {self._request.model}")
-            read = self._models.resolve(self._request.model, progress=Progress(self._events, self.deployment))
+            read = self._ports.models.resolve(
+                self._request.model, progress=Progress(self._ports.events, self.deployment)
+            )
             self._model = read.held_in(self._request.compute)
             self._attempts = 0
             self._calls.model, self._calls.context_tokens = self._model, self.context_tokens
@@ -200,7 +182,7 @@ class DeploymentRun:
             "limit_bytes": self._request.kv_cache_bytes,
             "used_bytes": {
                 record.node: record.cache_bytes[self.deployment]
-                for record in self._pool.nodes()
+                for record in self._ports.pool.nodes()
                 if self.deployment in record.cache_bytes
             },
         }
@@ -208,7 +190,7 @@ class DeploymentRun:
 
     def put(self, kind: type[m.Event], **values: Any) -> None:
         """Tell the engine that something happened now."""
-        self._inbox.put(kind(now_s=self._clock.monotonic_s(), **values))
+        self._inbox.put(kind(now_s=self._ports.clock.monotonic_s(), **values))
 
     def retire(self, reason: str) -> None:
         """Take it down; that is kept at once, so that no later process goes on with it."""
@@ -229,7 +211,7 @@ class DeploymentRun:
         return self._ended.wait(timeout_s)
 
     def _loop(self, engine: Engine, model: Model) -> None:
-        self._next_look_s = self._clock.monotonic_s() + self._request.monitor_interval_s
+        self._next_look_s = self._ports.clock.monotonic_s() + self._request.monitor_interval_s
         self._carry_out(engine.handle(self._first_event(model)))
         while self.state not in ENDED:
             event = self._next_event(model)
@@ -241,17 +223,17 @@ class DeploymentRun:
     def _first_event(self, model: Model) -> m.Event:
         left = self._left
         if left is None:
-            states, network = self._states(model), self._northbound.network()
-            return m.DeployRequested(now_s=self._clock.monotonic_s(), nodes=states, network=network)
+            states, network = self._states(model), self._ports.northbound.network()
+            return m.DeployRequested(now_s=self._ports.clock.monotonic_s(), nodes=states, network=network)
         head = None if left.placement is None else left.placement.head
         if head in self._here():
             assert head is not None
             self._calls.command(head, "cancel")  # nobody waits for what it still answers
         emptied = self._calls.emptied(left)
         return m.Resumed(
-            now_s=self._clock.monotonic_s(),
+            now_s=self._ports.clock.monotonic_s(),
             nodes=self._states(model),
-            network=self._northbound.network(),
+            network=self._ports.northbound.network(),
             placement=left.placement,
             epoch=left.epoch,
             last_epoch=left.last_epoch,
@@ -274,13 +256,13 @@ class DeploymentRun:
 
     def _await_nodes(self, left: Left) -> None:
         """Wait until the nodes that served have attached again; before the first route: all that may come."""
-        started_s = self._clock.monotonic_s()
+        started_s = self._ports.clock.monotonic_s()
         while True:
             here = self._here()
-            known = [one.node for one in self._pool.nodes() if one.enrolled and not one.revoked]
+            known = [one.node for one in self._ports.pool.nodes() if one.enrolled and not one.revoked]
             wanted = known if left.placement is None else left.placement.nodes
             missing = [node for node in wanted if node not in here]
-            if not missing or self._clock.monotonic_s() - started_s > RESUME_PATIENCE_S:
+            if not missing or self._ports.clock.monotonic_s() - started_s > RESUME_PATIENCE_S:
                 return
             reason = f"resumed: waiting for {', '.join(missing)} to attach again"
             if reason != self.reason:
@@ -289,7 +271,7 @@ class DeploymentRun:
                 return
 
     def _here(self) -> set[str]:
-        return {record.node for record in self._pool.nodes() if record.alive}
+        return {record.node for record in self._ports.pool.nodes() if record.alive}
 
     def _let_go(self, reason: str) -> None:
         """End the running requests, leave the shards where they are."""
@@ -301,16 +283,16 @@ class DeploymentRun:
 
     def _next_event(self, model: Model) -> m.Event:
         """Give what happened; the environment when it is time to look, a tick when nothing happens."""
-        now_s = self._clock.monotonic_s()
+        now_s = self._ports.clock.monotonic_s()
         if now_s >= self._next_look_s:
             self._next_look_s = now_s + self._request.monitor_interval_s
             return m.EnvironmentTaken(
-                now_s=now_s, nodes=self._states(model), network=self._northbound.network()
+                now_s=now_s, nodes=self._states(model), network=self._ports.northbound.network()
             )
         try:
             return self._inbox.get(timeout=min(TICK_S, self._next_look_s - now_s))
         except queue.Empty:
-            return m.Tick(now_s=self._clock.monotonic_s())
+            return m.Tick(now_s=self._ports.clock.monotonic_s())
 
     def _hear(self, event: NodeEvent) -> None:
         if event.kind == "node_lost":
@@ -332,7 +314,7 @@ class DeploymentRun:
                 self._calls.retire(node, epoch)
             case m.Record(decision=decision):
                 log.info("deployment %s: %s: %s", self.deployment, decision.verdict, decision.reason)
-                self._events.publish(self.deployment, "decision", decision.to_json())
+                self._ports.events.publish(self.deployment, "decision", decision.to_json())
             case m.FailRequests(reason=reason):
                 self._generations.fail(self.deployment, reason)
             case m.Announce():
@@ -348,7 +330,7 @@ class DeploymentRun:
         if fresh and placement is not None:
             served = {
                 "epoch": epoch,
-                "at": self._clock.unix_s(),
+                "at": self._ports.clock.unix_s(),
                 "reason": instruction.reason,
                 "latency_s": self._expected_s(placement),
                 **placement_json(placement),
@@ -364,7 +346,7 @@ class DeploymentRun:
         problem = Problem(
             model=self.spec.model,
             nodes=self._states(self._model),
-            network=self._northbound.network(),
+            network=self._ports.northbound.network(),
             weights=self.spec.weights,
             workload=self.spec.workload,
             min_nodes=self.spec.min_nodes,
@@ -386,11 +368,11 @@ class DeploymentRun:
         with self._lock:
             self._state, self._reason = state, reason
         log.info("deployment %s: %s: %s", self.deployment, state, reason)
-        ended_at = self._clock.unix_s() if state in ENDED else None
-        self._store.update(
+        ended_at = self._ports.clock.unix_s() if state in ENDED else None
+        self._ports.store.update(
             self.deployment, state=state, reason=reason, ended_at=ended_at, summary=self._to_leave().to_json()
         )
-        self._events.publish(self.deployment, "state", {**self.describe(), "final": state in ENDED})
+        self._ports.events.publish(self.deployment, "state", {**self.describe(), "final": state in ENDED})
 
     def _to_leave(self) -> Left:
         left = self._left or Left(resumes=-1)

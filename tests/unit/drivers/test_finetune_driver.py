@@ -16,7 +16,7 @@ from orchestrator.errors import Conflict, InvalidRequest, NotFound, WorkerRefuse
 from orchestrator.events import EventLog
 from orchestrator.finetune.driver import FinetuneJobs
 from orchestrator.finetune.request import JobRequest
-from orchestrator.ports import Answer, Model
+from orchestrator.ports import Answer, Model, Ports
 from workers.models.architecture import Architecture
 
 NODES = ("h1", "h2", "h3", "h4")
@@ -143,7 +143,7 @@ class World:
 
     def start_process(self):
         """Make the jobs of a process that has just started, on the records that there are."""
-        return FinetuneJobs(
+        ports = Ports(
             pool=self.pool,
             northbound=FakeNorthbound(),
             store=self.store,
@@ -151,9 +151,8 @@ class World:
             events=self.events,
             clock=SystemClock(),
             ids=lambda kind: f"{kind}-{next(self._numbers)}",
-            seed=1,
-            checkpoints=self.checkpoints,
         )
+        return FinetuneJobs(ports, seed=1, checkpoints=self.checkpoints)
 
     def run(self, **values):
         return self.finish(self.submit(**values).id)

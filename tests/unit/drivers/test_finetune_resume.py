@@ -38,7 +38,8 @@ class KilledWorld(World):
             assert time.monotonic() < deadline, self.checkpoints.saved
             time.sleep(0.005)
         run, thread = self.jobs._running[1:]
-        run._keeper._checkpoints = run._store = run._events = Dead()
+        run._keeper._checkpoints = Dead()
+        run._ports = replace(run._ports, store=Dead(), events=Dead())
         run._inbox.put(None)  # its loop ends on what it does not know
         thread.join(10)
         self.dead.set()

@@ -26,7 +26,7 @@ from orchestrator.inference import serving
 from orchestrator.inference.asking import Asked
 from orchestrator.inference.driver import SplitDeployments
 from orchestrator.inference.request import DeploymentRequest
-from orchestrator.ports import Answer, Model
+from orchestrator.ports import Answer, Model, Ports
 from workers.models.config import parse_config
 
 NODES = ("h1", "h2", "h3", "h4")
@@ -107,13 +107,15 @@ class World:
 
     def start_process(self):
         return SplitDeployments(
-            pool=self.pool,
-            northbound=FakeNorthbound(self.network),
-            store=self.store,
-            models=self.models,
-            events=self.events,
-            clock=SystemClock(),
-            ids=self.ids,
+            Ports(
+                pool=self.pool,
+                northbound=FakeNorthbound(self.network),
+                store=self.store,
+                models=self.models,
+                events=self.events,
+                clock=SystemClock(),
+                ids=self.ids,
+            )
         )
 
     def prepare(self, node, fields, tensors):

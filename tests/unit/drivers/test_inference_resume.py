@@ -37,8 +37,8 @@ class KilledWorld(World):
     def kill(self):
         """Drop the process: nothing that it still does reaches anybody, and nothing that comes reaches it."""
         for run in list(self.deployments._runs.values()):
-            run._store = run._events = Dead()
-            run._calls._pool = run._pool = Dead()
+            run._ports = replace(run._ports, pool=Dead(), store=Dead(), events=Dead())
+            run._calls._pool = Dead()
             run._next_event = None  # its loop ends on what cannot be called
             run._inbox.put(m.Tick(now_s=0.0))
             assert run.wait_ended(10)
