@@ -11,8 +11,14 @@ from numba import config, njit
 
 Function = Callable[..., Any]
 
-_WRITERS = ("compiling.py", "models/halves.py", "models/vectors.py")
-"""Files that write machine code for the loops of other files. Numba looks at a loop's own file alone."""
+_WRITERS = (
+    "compiling.py",
+    "models/addressed.py",
+    "models/halves.py",
+    "models/kernels.py",
+    "models/vectors.py",
+)
+"""Files whose machine code is in the loops of other files, too. Numba looks at a loop's own file alone."""
 
 
 def compiled(*flags: str) -> Callable[[Function], Function]:

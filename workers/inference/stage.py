@@ -165,7 +165,7 @@ class Stage:
         config = self.assignment.config
         span = self._pacer.begin()
         try:
-            found = [_chosen(logits, one) for logits, one in zip(self._logits(rows), asked, strict=True)]
+            found = self._chosen(rows, asked)
             matrix = config.vocabulary_size * config.hidden_size
             modelled_s = forward_s(self._pacer.profile, parameters=matrix, layers=0, rows=len(rows))
             span.finish(modelled_s, interrupt=self._ending)
@@ -217,6 +217,11 @@ class Stage:
             x = torch.from_numpy(rows).unsqueeze(0)
             out: Rows = self._model.run_layers(x, position=position, cache=cache)[0].numpy()
         return out
+
+    def _chosen(self, rows: Rows, asked: Sequence[Asked]) -> list[Choice]:
+        if self._decoder is not None and all(one.sampling == GREEDY for one in asked):
+            return [Choice(token=token, margin=margin) for token, margin in self._decoder.best(rows)]
+        return [_chosen(logits, one) for logits, one in zip(self._logits(rows), asked, strict=True)]
 
     def _logits(self, rows: Rows) -> Rows:
         if self._decoder is not None:

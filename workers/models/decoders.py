@@ -7,13 +7,11 @@ import functools
 import numpy as np
 import torch
 
-from workers.models import kernels
+from workers.models import gpt2_decoder, kernels, llama_decoder
 from workers.models.chain import Chain
-from workers.models.decoder import Decoder, matrix
+from workers.models.decoder import Decoder
 from workers.models.gpt2 import Gpt2
-from workers.models.gpt2_decoder import Gpt2Decoder
 from workers.models.llama import Llama
-from workers.models.llama_decoder import LlamaDecoder
 
 _MOST_THREADS = 2
 """With more, torch's own products read memory faster than one core can."""
@@ -29,10 +27,10 @@ def decoder_of(model: Chain) -> Decoder | None:
     match model:
         case Llama():
             compile_kernels(held)
-            return LlamaDecoder(model)
+            return llama_decoder.LlamaDecoder(model, held)
         case Gpt2():
             compile_kernels(held, gpt2=True)
-            return Gpt2Decoder(model)
+            return gpt2_decoder.Gpt2Decoder(model, held)
         case _:
             return None
 
@@ -40,15 +38,5 @@ def decoder_of(model: Chain) -> Decoder | None:
 @functools.cache
 def compile_kernels(held: torch.dtype = torch.float32, *, gpt2: bool = False) -> None:
     """Compile a family's kernels for matrices held so, or read them from disk: 3 s the first time."""
-    row, cache = np.zeros(2, dtype=np.float32), np.zeros((2, 1, 1, 2), dtype=np.float32)
-    w, rows = matrix(torch.zeros(2, 2, dtype=held)), np.zeros((1, 2), dtype=np.float32)
-    if gpt2:
-        kernels.project_centred(rows, row, row, 1.0, w, row, rows, rows)
-        kernels.finish_centred(rows, rows, w, row, row, row, 1.0, w, row, w, row, rows, rows)
-    else:
-        kernels.project(rows, row, 1.0, w, w, w, row, row, row, rows, rows, rows, rows)
-        kernels.normalise_heads(rows, row, 1.0)
-        kernels.finish(rows, rows, w, row, row, 1.0, w, w, w, rows, rows, rows)
-    kernels.multiply(w, rows, rows)
-    kernels.attend(row, row, row, row, row, cache, 0, 0, row, row)
-    kernels.best(row)
+    (gpt2_decoder if gpt2 else llama_decoder).compile_for(held)
+    kernels.best(np.zeros(2, dtype=np.float32))

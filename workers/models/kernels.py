@@ -99,7 +99,8 @@ def add_shares(matrix: Array, rows: Array, out: Array) -> None:
 def multiply_stored_transposed(matrix: Array, rows: Array, bias: Array, out: Array) -> None:
     """Set out [M, C] to bias [C] plus rows [M, R] times matrix [R, C]."""
     for m in range(rows.shape[0]):
-        out[m] = bias
+        for i in range(bias.shape[0]):
+            out[m, i] = bias[i]
     add_shares(matrix, rows, out)
 
 
@@ -146,48 +147,6 @@ def add_rows(rows: Array, more: Array) -> None:
     for m in range(rows.shape[0]):
         for i in range(rows.shape[1]):
             rows[m, i] += more[m, i]
-
-
-@_compiled
-def project(
-    rows: Array,
-    norm: Array,
-    epsilon: float,
-    query: Array,
-    key: Array,
-    value: Array,
-    query_bias: Array,
-    key_bias: Array,
-    value_bias: Array,
-    normed: Array,
-    queries: Array,
-    keys: Array,
-    values: Array,
-) -> None:
-    """Set queries [M, N * D], keys and values [M, K * D] to those of the normalised rows [M, H]."""
-    normalise(rows, norm, epsilon, normed)
-    multiply(query, normed, queries)
-    multiply(key, normed, keys)
-    multiply(value, normed, values)
-    add(queries, query_bias)
-    add(keys, key_bias)
-    add(values, value_bias)
-
-
-@_compiled
-def project_centred(
-    rows: Array,
-    norm: Array,
-    norm_bias: Array,
-    epsilon: float,
-    inputs: Array,
-    inputs_bias: Array,
-    normed: Array,
-    projected: Array,
-) -> None:
-    """Set projected [M, 3 H] to queries, keys and values of the normalised rows [M, H], as GPT-2 has them."""
-    normalise_centred(rows, norm, norm_bias, epsilon, normed)
-    multiply_stored_transposed(inputs, normed, inputs_bias, projected)
 
 
 @_compiled
@@ -265,63 +224,22 @@ def _soften(scores: Array, scale: np.float32) -> None:
 
 
 @_compiled
-def finish(
-    rows: Array,
-    mixed: Array,
-    output: Array,
-    output_bias: Array,
-    norm: Array,
-    epsilon: float,
-    gate: Array,
-    up: Array,
-    down: Array,
-    normed: Array,
-    gates: Array,
-    ups: Array,
-) -> None:
-    """Add to rows [M, H] what attention gave (mixed [M, N * D], through `output`), then the feed-forward."""
-    multiply(output, mixed, normed)
-    add(rows, output_bias)
-    add_rows(rows, normed)
-    normalise(rows, norm, epsilon, normed)
-    multiply(gate, normed, gates)
-    multiply(up, normed, ups)
-    for m in range(gates.shape[0]):
-        for i in range(gates.shape[1]):
-            value = gates[m, i]
-            gates[m, i] = value / (_ONE + vectors.exponential(-value)) * ups[m, i]
-    multiply(down, gates, normed)
-    add_rows(rows, normed)
+def gate(rows: Array, by: Array) -> None:
+    """Set rows [M, F] to their SiLU, each times its number in `by`."""
+    for m in range(rows.shape[0]):
+        for i in range(rows.shape[1]):
+            value = rows[m, i]
+            rows[m, i] = value / (_ONE + vectors.exponential(-value)) * by[m, i]
 
 
 @_compiled
-def finish_centred(
-    rows: Array,
-    mixed: Array,
-    output: Array,
-    output_bias: Array,
-    norm: Array,
-    norm_bias: Array,
-    epsilon: float,
-    up: Array,
-    up_bias: Array,
-    down: Array,
-    down_bias: Array,
-    normed: Array,
-    ups: Array,
-) -> None:
-    """Do as `finish` does in the layers of GPT-2: matrices stored transposed, the tanh form of GELU."""
-    multiply_stored_transposed(output, mixed, output_bias, normed)
-    add_rows(rows, normed)
-    normalise_centred(rows, norm, norm_bias, epsilon, normed)
-    multiply_stored_transposed(up, normed, up_bias, ups)
-    for m in range(ups.shape[0]):
-        for i in range(ups.shape[1]):
-            value = ups[m, i]
+def bend(rows: Array) -> None:
+    """Set rows [M, F] to their GELU, in the tanh form."""
+    for m in range(rows.shape[0]):
+        for i in range(rows.shape[1]):
+            value = rows[m, i]
             inner = _GELU_SCALE * (value + _GELU_CUBE * value * value * value)
-            ups[m, i] = value / (_ONE + vectors.exponential(-inner))
-    multiply_stored_transposed(down, ups, down_bias, normed)
-    add_rows(rows, normed)
+            rows[m, i] = value / (_ONE + vectors.exponential(-inner))
 
 
 @_compiled

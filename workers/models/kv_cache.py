@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -141,6 +141,18 @@ class SequenceReserve:
         self._set_aside_bytes, self._used_bytes = set_aside_bytes, used_bytes
 
 
+class Held(NamedTuple):
+    """The memory of a cache, and where it lies: rows [layers, 2 (keys, values), K, room, D], fp32.
+
+    `layout` is (layers, K, D). The address is good for as long as the rows are held.
+    """
+
+    rows: np.ndarray[Any, Any]
+    address: int
+    room: int
+    layout: tuple[int, int, int]
+
+
 class KvCache:
     """Keys and values of one sequence in layers [first_layer, end_layer), fp32.
 
@@ -206,12 +218,14 @@ class KvCache:
         self._filled[index] = end
         return self._rows[index, 0, :, :, :end], self._rows[index, 1, :, :, :end]
 
-    def room_for_one(self, layer: int) -> np.ndarray[Any, Any]:
-        """Return the memory of `layer`, [2 (keys, values), K, room, D], which `make_room` made wide enough.
+    @property
+    def held(self) -> Held:
+        """The memory of all layers now; another one when the cache has grown or was freed.
 
-        The next row goes where those that are held end; `added_one` counts it.
+        `make_room` makes it wide enough. The next row goes where those that are held end; `added_one` counts
+        it.
         """
-        return self._arrays[layer - self._layers.start]
+        return self._held
 
     def added_one(self) -> None:
         """Count a row that was written to every layer's memory."""
@@ -226,7 +240,9 @@ class KvCache:
 
     def _hold(self, rows: Tensor) -> None:
         self._rows = rows
-        self._arrays = list(rows[:, :, 0].numpy())
+        array = rows[:, :, 0].numpy()
+        layers, _, heads, room, size = array.shape
+        self._held = Held(array, array.ctypes.data, room, (layers, heads, size))
 
     def _grow(self, needed: int) -> None:
         capacity = self._rows.shape[4]

@@ -51,11 +51,10 @@ class Rotary:
         self._reach(end)
         return self._cos[position:end].to(device), self._sin[position:end].to(device)
 
-    def row(self, position: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Return cos and sin, [D], of one position."""
-        self._reach(position + 1)
-        cos, sin = self._arrays
-        return cos[position], sin[position]
+    def arrays(self, end: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Return cos and sin, [*, D], of all positions before `end` and perhaps some more."""
+        self._reach(end)
+        return self._arrays
 
     def _reach(self, end: int) -> None:
         if end > self._limit:

@@ -2,109 +2,199 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
-from workers import memory
-from workers.models import kernels
-from workers.models.decoder import NONE, Array, Attending, Decoder, array, embedded, matrix
+from workers.compiling import compiled
+from workers.models.addressed import Parameters, cache_at, matrix_at, plane, record, shapes, vector
+from workers.models.decoder import SEQUENCE, Array, Decoder, array, kind_of, matrix, rows_of, table
+from workers.models.kernels import add, add_rows, attend, best, gate, multiply, normalise, normalise_heads
 from workers.models.llama import Llama
+
+_SHAPES = {
+    "norm": "H",
+    "query": "QH",
+    "key": "KH",
+    "value": "KH",
+    "query_bias": "Q",
+    "key_bias": "K",
+    "value_bias": "K",
+    "query_norm": "D",
+    "key_norm": "D",
+    "output": "HQ",
+    "output_bias": "H",
+    "forward_norm": "H",
+    "gate": "FH",
+    "up": "FH",
+    "down": "HF",
+}
+"""Of a layer's parameters, by the names that `_run_layers` has for them. Q all query heads, K all of keys."""
+_OPTIONAL = ("query_bias", "key_bias", "value_bias", "query_norm", "key_norm", "output_bias")
 
 
 class LlamaDecoder(Decoder):
     """Runs new rows of sequences through a Llama, Mistral or Qwen."""
 
-    def __init__(self, model: Llama) -> None:
-        super().__init__(model)
-        self._config = model.config
+    def __init__(self, model: Llama, held: torch.dtype) -> None:
+        """`held` is what the model's matrices hold."""
+        config = self._config = model.config
+        size, hidden, forward = config.head_size, config.hidden_size, config.feed_forward_size
+        queries, keys = config.heads * size, config.kv_heads * size
+        super().__init__(model, numbers_per_row=hidden + 2 * queries + 2 * keys + 2 * forward)
         self._rotary = model.rotary
-        self._parts = [_layer(model, layer) for layer in model.layer_range]
+        self._kind = kind_of(held)
+        self._layers = Parameters(
+            shapes(_SHAPES, H=hidden, Q=queries, K=keys, D=size, F=forward),
+            [_parameters(model, layer) for layer in model.layer_range],
+            held=self._kind.dtype,
+            optional=_OPTIONAL,
+        )
+        self._sizes = config.heads, config.kv_heads, size, forward
         if model.head:
-            tied = model.config.tied_embeddings
-            self._embedding = model.model.embed_tokens.weight
+            embedding = model.model.embed_tokens.weight
+            self._embedding = table(embedding)
             self._norm = array(model.model.norm.weight)
-            self._table = matrix(self._embedding if tied else model.lm_head.weight)
+            self._table = matrix(embedding if config.tied_embeddings else model.lm_head.weight)
 
     def embed(self, tokens: Sequence[int], positions: Sequence[int]) -> Array:
         """Return the rows [T, H] of tokens, wherever they stand; the head only."""
-        return embedded(self._embedding, tokens)
+        return rows_of(self._embedding, tokens)
 
-    def logits(self, rows: Array) -> Array:
-        """Return the logits [M, V] of rows [M, H] that have passed all layers; the head only."""
-        self._ready(len(rows))
-        logits = memory.empty((len(rows), len(self._table)))
-        kernels.normalise(rows, self._norm, self._config.norm_epsilon, self._normed)
-        kernels.multiply(self._table, self._normed, logits)
-        return logits
-
-    def _allocate(self, count: int) -> list[Attending]:
-        config = self._config
-        queries, keys = config.heads * config.head_size, config.kv_heads * config.head_size
-        self._normed = memory.empty((count, config.hidden_size))
-        self._queries, self._mixed = memory.empty((count, queries)), memory.empty((count, queries))
-        self._keys, self._values = memory.empty((count, keys)), memory.empty((count, keys))
-        self._gates = memory.empty((count, config.feed_forward_size))
-        self._ups = memory.empty((count, config.feed_forward_size))
-        return list(map(Attending, self._queries, self._keys, self._values, self._mixed))
-
-    def _project(self, place: int, rows: Array) -> None:
-        part, epsilon = self._parts[place], self._config.norm_epsilon
-        kernels.project(
-            rows, part.norms[0], epsilon, *part.inputs, *part.input_biases,
-            self._normed, self._queries, self._keys, self._values,
-        )  # fmt: skip
-        if self._config.head_norm:
-            kernels.normalise_heads(self._queries, part.head_norms[0], epsilon)
-            kernels.normalise_heads(self._keys, part.head_norms[1], epsilon)
-
-    def _finish(self, place: int, rows: Array) -> None:
-        part = self._parts[place]
-        kernels.finish(
-            rows, self._mixed, part.output, part.output_bias, part.norms[1], self._config.norm_epsilon,
-            *part.forward, self._normed, self._gates, self._ups,
+    def _run(self, rows: Array, positions: Sequence[int]) -> None:
+        _run_layers(
+            rows, self._layers.records, self._kind, *self._sizes, self._config.norm_epsilon,
+            self._sequences, *self._rotary.arrays(max(positions, default=0) + 1), self._work,
         )  # fmt: skip
 
-    def _angles(self, position: int) -> tuple[Array, Array]:
-        return self._rotary.row(position)
+    def _score(self, rows: Array, logits: Array, tokens: Array, margins: Array) -> None:
+        epsilon = self._config.norm_epsilon
+        _score(rows, self._norm, epsilon, self._table, self._work, logits, tokens, margins)
 
     def _first_seen(self, position: int) -> int:
         window = self._config.window
         return 0 if window is None else max(0, position + 1 - window)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Layer:
-    """One layer's parameters, as the kernels take them: of queries, keys and values in that order."""
-
-    norms: tuple[Array, Array]
-    inputs: tuple[Array, ...]
-    input_biases: tuple[Array, ...]
-    head_norms: tuple[Array, ...]
-    output: Array
-    output_bias: Array
-    forward: tuple[Array, ...]
-
-
-def _layer(model: Llama, layer: int) -> _Layer:
+def _parameters(model: Llama, layer: int) -> Mapping[str, Array | None]:
     part = model.model.layers[str(layer)]
     attention, forward = part.self_attn, part.mlp
-    inputs = attention.q_proj, attention.k_proj, attention.v_proj
-    head_norms = (attention.q_norm, attention.k_norm) if model.config.head_norm else ()
-    return _Layer(
-        norms=(array(part.input_layernorm.weight), array(part.post_attention_layernorm.weight)),
-        inputs=tuple(matrix(projection.weight) for projection in inputs),
-        input_biases=tuple(_bias(projection) for projection in inputs),
-        head_norms=tuple(array(norm.weight) for norm in head_norms),
-        output=matrix(attention.o_proj.weight),
-        output_bias=_bias(attention.o_proj),
-        forward=tuple(
-            matrix(projection.weight)
-            for projection in (forward.gate_proj, forward.up_proj, forward.down_proj)
-        ),
+    head_norm = model.config.head_norm
+    return {
+        "norm": array(part.input_layernorm.weight),
+        "query": matrix(attention.q_proj.weight),
+        "key": matrix(attention.k_proj.weight),
+        "value": matrix(attention.v_proj.weight),
+        "query_bias": _bias(attention.q_proj),
+        "key_bias": _bias(attention.k_proj),
+        "value_bias": _bias(attention.v_proj),
+        "query_norm": array(attention.q_norm.weight) if head_norm else None,
+        "key_norm": array(attention.k_norm.weight) if head_norm else None,
+        "output": matrix(attention.o_proj.weight),
+        "output_bias": _bias(attention.o_proj),
+        "forward_norm": array(part.post_attention_layernorm.weight),
+        "gate": matrix(forward.gate_proj.weight),
+        "up": matrix(forward.up_proj.weight),
+        "down": matrix(forward.down_proj.weight),
+    }
+
+
+def _bias(projection: torch.nn.Linear) -> Array | None:
+    return None if projection.bias is None else array(projection.bias)
+
+
+@compiled()
+def _run_layers(
+    rows: Array,
+    layers: Array,
+    kind: Array,
+    heads: int,
+    kv_heads: int,
+    size: int,
+    forward: int,
+    epsilon: float,
+    sequences: Array,
+    cos: Array,
+    sin: Array,
+    work: Array,
+) -> None:
+    """Run rows [M, H] through the layers, in place.
+
+    layers: a record of the addresses of each one's parameters, of `_SHAPES`; kind: what matrices hold;
+    sequences: a record of each, of `SEQUENCE`; cos and sin [*, D] of all positions up to the highest; work:
+    the decoder's memory.
+    """
+    count, hidden = rows.shape
+    of_queries, of_keys = heads * size, kv_heads * size
+    normed, end = plane(work, 0, count, hidden)
+    queries, end = plane(work, end, count, of_queries)
+    keys, end = plane(work, end, count, of_keys)
+    values, end = plane(work, end, count, of_keys)
+    mixed, end = plane(work, end, count, of_queries)
+    gates, end = plane(work, end, count, forward)
+    ups, end = plane(work, end, count, forward)
+    scores = work[end:]
+    for layer in range(layers.shape[0]):
+        part = layers[layer]
+        normalise(rows, vector(part.norm, hidden), epsilon, normed)
+        multiply(matrix_at(part.query, of_queries, hidden, kind), normed, queries)
+        multiply(matrix_at(part.key, of_keys, hidden, kind), normed, keys)
+        multiply(matrix_at(part.value, of_keys, hidden, kind), normed, values)
+        add(queries, vector(part.query_bias, of_queries))
+        add(keys, vector(part.key_bias, of_keys))
+        add(values, vector(part.value_bias, of_keys))
+        if part.query_norm:
+            normalise_heads(queries, vector(part.query_norm, size), epsilon)
+            normalise_heads(keys, vector(part.key_norm, size), epsilon)
+        for m in range(count):
+            one = sequences[m]
+            cache = cache_at(one.memory, layers.shape[0], kv_heads, one.room, size)
+            attend(
+                queries[m], keys[m], values[m], cos[one.position], sin[one.position],
+                cache[layer], one.first, one.position, scores, mixed[m],
+            )  # fmt: skip
+        multiply(matrix_at(part.output, hidden, of_queries, kind), mixed, normed)
+        add(rows, vector(part.output_bias, hidden))
+        add_rows(rows, normed)
+        normalise(rows, vector(part.forward_norm, hidden), epsilon, normed)
+        multiply(matrix_at(part.gate, forward, hidden, kind), normed, gates)
+        multiply(matrix_at(part.up, forward, hidden, kind), normed, ups)
+        gate(gates, ups)
+        multiply(matrix_at(part.down, hidden, forward, kind), gates, normed)
+        add_rows(rows, normed)
+
+
+@compiled()
+def _score(
+    rows: Array,
+    norm: Array,
+    epsilon: float,
+    matrix: Array,
+    work: Array,
+    logits: Array,
+    tokens: Array,
+    margins: Array,
+) -> None:
+    """Set the first M of logits [*, V] to those of rows [M, H], by the final norm and a matrix [V, H].
+
+    Set the first M of tokens and margins to the best ones, unless they are of no length.
+    """
+    count, hidden = rows.shape
+    normed, _ = plane(work, 0, count, hidden)
+    normalise(rows, norm, epsilon, normed)
+    multiply(matrix, normed, logits[:count])
+    for m in range(min(count, tokens.shape[0])):
+        tokens[m], margins[m] = best(logits[m])
+
+
+def compile_for(held: torch.dtype) -> None:
+    """Compile what the decoder calls for matrices held so, or read it from disk: by calls that do nothing."""
+    row, rows, sequences = (
+        np.zeros(2, dtype=np.float32),
+        np.zeros((0, 2), dtype=np.float32),
+        np.zeros(0, dtype=SEQUENCE),
     )
-
-
-def _bias(projection: torch.nn.Linear) -> Array:
-    return NONE if projection.bias is None else array(projection.bias)
+    layers, angles = np.zeros(0, dtype=record(_SHAPES)), np.zeros((1, 2), dtype=np.float32)
+    _run_layers(rows, layers, kind_of(held), 1, 1, 2, 2, 1.0, sequences, angles, angles, row)
+    _score(rows, row, 1.0, kind_of(held), row, rows, np.zeros(0, dtype=np.int64), np.zeros(0))
