@@ -14,7 +14,6 @@ from typing import Any
 
 from orchestrator.core.cost import Problem
 from orchestrator.core.decisions import Crossing
-from orchestrator.core.errors import Infeasible
 from orchestrator.core.jsonable import Json
 from orchestrator.core.model import Network, NodeState, Placement
 from orchestrator.core.reconfiguration import KEEP, Choice, place, reconsider
@@ -47,16 +46,8 @@ from orchestrator.inference.messages import (
     TokenObserved,
     UndeployRequested,
 )
+from orchestrator.inference.placing import REMAKE, Placing
 from orchestrator.inference.state import DeploymentState, Route, Step
-
-ATTEMPTS = 4
-"""How often a placement is tried anew when nodes refuse, before the deployment waits or fails."""
-REMAKE = "remake"
-"""The verdict to make the same placement anew, under a new route epoch."""
-REFUSAL_S = 30.0
-"""How long a node that could not take its shard is left out."""
-MEASURING_S = 60.0
-"""How long a new deployment waits for paths that the controller has not measured yet."""
 
 
 class Engine:
@@ -65,10 +56,10 @@ class Engine:
     def __init__(self, spec: DeploymentSpec) -> None:
         self.spec = spec
         self._now = DeploymentState(spec=spec)
-        self._asked_at_s = 0.0
         self._stalls = 0
         self._journal = Journal(self._now)
         self._changes = Changes(self._now, self._journal)
+        self._placing = Placing(self._now, self._journal, self._changes)
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             DeployRequested: self._on_deploy,
             Resumed: self._on_resumed,
@@ -113,89 +104,25 @@ class Engine:
         self._handlers[type(event)](event)
         return self._journal.take()
 
-    # Deploying and re-placing
+    # Deploying
 
     def _on_deploy(self, event: DeployRequested) -> None:
         self._now.nodes, self._now.network = event.nodes, event.network
-        self._asked_at_s = event.now_s
-        self._place(event.now_s, "place", "deployment asked for")
+        self._placing.begin(event.now_s, "place", "deployment asked for")
 
     def _on_resumed(self, event: Resumed) -> None:
         """Go on with what an earlier process left, where it was if the nodes still allow that."""
         self._now.nodes, self._now.network = event.nodes, event.network
-        self._asked_at_s, self._now.last_epoch = event.now_s, event.last_epoch
+        self._now.last_epoch = event.last_epoch
         self._now.served = event.served
-        inputs: dict[str, Json] = {"epoch": event.epoch, "nodes": _names(event.nodes)}
+        inputs: dict[str, Json] = {"epoch": event.epoch, "nodes": self._now.node_names()}
         if event.placement is not None:
             self._now.route = Route(epoch=event.epoch, placement=event.placement)
             self._now.broken, self._now.resuming = event.reason, True
             self._now.emptied = set(event.emptied)
             inputs |= {"placement": event.placement.describe(), "emptied": [*sorted(event.emptied)]}
         self._journal.decide(event.now_s, "deployment", "resume", event.reason, inputs=inputs)
-        self._place(event.now_s, self._kind(), event.reason)
-
-    def _kind(self) -> str:
-        """Return what placing is at the moment."""
-        if self._now.resuming:
-            return "resume"
-        return "failover" if self._now.served else "place"
-
-    def _place(self, now_s: float, kind: str, why: str, *, avoid: frozenset[str] = frozenset()) -> None:
-        """Find a placement without regard to the present one, which is missing or broken, and begin it."""
-        self._now.attempts += 1
-        if (left := self._now.as_left()) is not None:
-            reason = f"{why}; its nodes are there, so that it goes on where it was"
-            self._journal.decide(now_s, kind, REMAKE, reason, inputs=self._journal.route_inputs(left))
-            self._changes.begin(now_s, left, why)
-            return
-        try:
-            choice = self._place_with_what_is_free(avoid)
-        except Infeasible as error:
-            self._cannot_place(now_s, kind, f"{why}; {error.reason}", error.constraint)
-            return
-        placement = choice.placement
-        assert placement is not None
-        self._journal.decide(
-            now_s,
-            kind,
-            "place",
-            f"{why}; {choice.reason}",
-            inputs=self._journal.route_inputs(placement),
-            alternatives=choice.alternatives(),
-        )
-        self._changes.begin(now_s, placement, why)
-
-    def _place_with_what_is_free(self, avoid: frozenset[str]) -> Choice:
-        """Place beside what the broken route still holds, or, where memory forbids, after freeing it."""
-        try:
-            return place(self._now.problem(avoid))
-        except Infeasible as error:
-            if error.constraint not in ("memory", "search") or self._now.route is None:
-                raise
-        choice = place(self._now.problem(avoid, keep_stages=False))
-        self._changes.retire(self._now.route, except_for=self._now.route.placement.head)
-        return choice
-
-    def _cannot_place(self, now_s: float, kind: str, reason: str, constraint: str) -> None:
-        unserved = not self._now.served or self._now.resuming
-        if unserved and constraint == "paths" and now_s - self._asked_at_s < MEASURING_S:
-            self._await_measurements(now_s, reason)
-            return
-        state = "degraded" if self._now.served else "failed"
-        self._now.refused.clear()
-        self._now.broken = self._now.broken or reason
-        inputs: dict[str, Json] = {"constraint": constraint, "nodes": _names(self._now.nodes)}
-        if state == "failed" or self._journal.is_news((kind, "infeasible", constraint), now_s):
-            self._journal.decide(now_s, kind, "infeasible", reason, inputs=inputs)
-        if self._now.announced != state:
-            self._journal.announce(state, reason)
-
-    def _await_measurements(self, now_s: float, reason: str) -> None:
-        """Leave a deployment that nothing served yet as it is; the next look at the network tries again."""
-        waiting = f"waits for measurements, {MEASURING_S:g} s at most: {reason}"
-        if self._journal.is_news(("place", "infeasible", "paths"), now_s):
-            self._journal.decide(now_s, "place", "wait", waiting, inputs={"nodes": _names(self._now.nodes)})
-            self._journal.announce("preparing", waiting)
+        self._placing.begin(event.now_s, self._placing.kind(), event.reason)
 
     # A change in two phases
 
@@ -204,27 +131,7 @@ class Engine:
             event.node, event.epoch, Step.PREPARING, Step.COMMITTING, Step.SWITCHING
         )
         if change is not None:
-            self._refuse(event.now_s, {event.node: event.reason})
-
-    def _refuse(self, now_s: float, reasons: dict[str, str]) -> None:
-        """Abort because of nodes that cannot take their shards, and leave those out for a while."""
-        for node in reasons:
-            self._now.refused[node] = now_s + REFUSAL_S
-        why = "; ".join(f"{node}: {reason}" for node, reason in reasons.items())
-        self._changes.abort(now_s, why)
-        self._place_again(now_s, f"a node could not take its shard ({why})")
-
-    def _place_again(self, now_s: float, why: str) -> None:
-        """Try again at once if nothing serves, a bounded number of times; then wait for the next look."""
-        if self._now.route is not None and self._now.broken is None:
-            return
-        kind = self._kind()
-        if self._now.attempts < ATTEMPTS:
-            self._place(now_s, kind, why)
-        else:
-            self._cannot_place(
-                now_s, kind, f"{self._now.attempts} attempts failed, the last: {why}", "attempts"
-            )
+            self._placing.refuse(event.now_s, {event.node: event.reason})
 
     # Watching
 
@@ -235,7 +142,8 @@ class Engine:
             return
         if self._now.route is None or self._now.broken is not None:
             self._now.attempts = 0
-            self._place(event.now_s, self._kind(), self._now.broken or "deployment asked for")
+            why = self._now.broken or "deployment asked for"
+            self._placing.place(event.now_s, self._placing.kind(), why)
             return
         found = self._now.crossings(self._now.route)
         if found:
@@ -321,7 +229,7 @@ class Engine:
         if on_route:
             self._fail_over(event.now_s, reason)
         elif in_change:
-            self._place_again(event.now_s, reason)
+            self._placing.again(event.now_s, reason)
 
     def _abort_lost(self, event: NodeLost, reason: str, *, on_route: bool) -> None:
         if on_route:
@@ -338,7 +246,7 @@ class Engine:
         if self._now.change is not None:
             self._journal.announce("degraded", f"{reason}; the change under way replaces the route")
             return
-        self._place(now_s, "failover", reason)
+        self._placing.place(now_s, "failover", reason)
 
     def _lose_head(self, route: Route, reason: str) -> None:
         """Give up what only the head knew: its running requests. The old shards are of no more use."""
@@ -379,7 +287,9 @@ class Engine:
         limit_s = self._now.spec.prepare_timeout_s if preparing else self._now.spec.commit_timeout_s
         if event.now_s - change.since_s > limit_s:
             what = "not ready" if preparing else "no commit"
-            self._refuse(event.now_s, dict.fromkeys(sorted(change.waiting), f"{what} within {limit_s:g} s"))
+            self._placing.refuse(
+                event.now_s, dict.fromkeys(sorted(change.waiting), f"{what} within {limit_s:g} s")
+            )
 
     def _on_undeploy(self, event: UndeployRequested) -> None:
         self._now.broken = self._now.broken or event.reason
@@ -390,8 +300,6 @@ class Engine:
             self._now.route = None
         self._journal.decide(event.now_s, "deployment", "retired", event.reason)
         self._journal.announce("retired", event.reason)
-
-    # Records
 
 
 def preview(spec: DeploymentSpec, nodes: Iterable[NodeState], network: Network) -> Choice:
@@ -417,7 +325,3 @@ def preview(spec: DeploymentSpec, nodes: Iterable[NodeState], network: Network) 
 
 def _crossing(trigger: str, where: str, reason: str) -> Crossing:
     return Crossing(trigger=trigger, value=None, threshold=None, unit="", where=where, reason=reason)
-
-
-def _names(nodes: Iterable[NodeState]) -> list[Json]:
-    return [node.name for node in nodes]

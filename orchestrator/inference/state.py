@@ -96,6 +96,10 @@ class DeploymentState:
     emptied: set[str] = field(default_factory=set)
     refused: dict[str, float] = field(default_factory=dict)
 
+    def node_names(self) -> list[Json]:
+        """Name the nodes that are known now."""
+        return [node.name for node in self.nodes]
+
     def problem(self, avoid: frozenset[str] = frozenset(), *, keep_stages: bool = True) -> Problem:
         """State what a placement has to meet now; without `keep_stages` only the head's shard is held."""
         allowed = set(self.spec.nodes)
