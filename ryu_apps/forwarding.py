@@ -1,6 +1,6 @@
 """Carry IPv4 between hosts over explicit paths: loop-free by construction, nothing is ever flooded.
 
-The first packet of a pair of hosts comes to the controller, which chooses the path of least delay, has its
+The first packet of a pair of hosts comes to the controller, which chooses a path (choosing.py), has its
 rules put on the switches of it (routes.py), and then sends the packet on. A path stays until it breaks, or
 until a link that came back makes it clearly better. Steering may pin a flow to a path: that goes before the
 default as long as its links are up.
@@ -14,9 +14,9 @@ from collections.abc import Callable
 
 from ryu_apps import openflow, packets
 from ryu_apps.arp import VIRTUAL_IPS, ArpProxy
+from ryu_apps.choosing import Chooser, Costs, Hops
 from ryu_apps.discovery import Host, Network, Switch, from_host_id, hop_id, to_host_id
-from ryu_apps.flows import Flow, Place, Way, back, back_along
-from ryu_apps.paths import Hop, SwitchPath, least_delay_path, path_cost_s
+from ryu_apps.flows import Flow, Place, Way
 from ryu_apps.prober import Prober
 from ryu_apps.routes import Route, Routes
 from ryu_apps.signals import Change, Signals
@@ -27,14 +27,8 @@ REPAIR_AFTER_S = 1.0
 REFRESH_DELAY_S = 0.02
 RETRY_S = 1.0
 IMPROVE_DELAY_S = 3.0
-BETTER_SHARE = 0.8
-"""A path gives way to a better one only if that costs less than this share of it."""
 RECONNECTED_S = 5.0
 """The links of a switch have all shown this long after it connected."""
-UNMEASURED_DRAIN_S = 0.5
-"""How long packets may be on a link whose delay is not known."""
-
-Hops = tuple[Hop, ...]
 
 
 class Forwarding:
@@ -53,18 +47,16 @@ class Forwarding:
     ) -> None:
         self._network = network
         self._signals = signals
-        self._prober = prober
         self._arp = arp
         self._clock = clock
         self._sleep = sleep
+        self.chooser = Chooser(network, prober, clock=clock, way_of=self.way)
         self._routes = Routes(
             network.switches,
-            delay_into_s=self._delay_into_s,
+            delay_into_s=self.chooser.delay_into_s,
             installed=self._installed,
             first_number=first_number,
         )
-        self._pinned: dict[Flow, Hops] = {}
-        self._pinned_by: dict[Flow, str] = {}
         self._unsent: set[Route] = set()
         self._refresh_at: float | None = None
         self._improve_at: float | None = None
@@ -99,7 +91,7 @@ class Forwarding:
             self._improve_at = now + IMPROVE_DELAY_S
 
     def _host_learned(self, host: Host) -> None:
-        for flow in [flow for flow in self._pinned if host.ip in (flow.src, flow.dst)]:
+        for flow in self.chooser.pinned_from_or_to(host.ip):
             self._apply(flow)
 
     def _host_lost(self, host: Host) -> None:
@@ -166,10 +158,10 @@ class Forwarding:
             self._send_on(route, place, frame)
             return
         route.pending.append((place, frame))
-        self._lead(now, route, self._target(flow))
+        self._lead(now, route, self.chooser.target(flow))
         answers = self._routes.of(flow.reversed())
         if not answers.installing and not self._is_intact(answers):
-            self._lead(now, answers, self._target(answers.flow))
+            self._lead(now, answers, self.chooser.target(answers.flow))
 
     def _send_on(self, route: Route, place: Place, frame: bytes) -> None:
         """Send a packet out where the route's rule would have sent it, later if the switch is busy.
@@ -199,61 +191,7 @@ class Forwarding:
             if not route.installing:
                 self._flush(route)
 
-    # Choosing.
-
-    def costs(self) -> dict[Hop, float | None]:
-        """Return the delay of every link that is up in both directions, the mean of both."""
-        now = self._clock()
-        costs: dict[Hop, float | None] = {}
-        for hop in self._network.hops:
-            if self._network.has_hop(back(hop)):
-                delays = [self._delay(hop, now), self._delay(back(hop), now)]
-                known = [delay for delay in delays if delay is not None]
-                costs[hop] = sum(known) / len(known) if known else None
-        return costs
-
-    def _delay(self, hop: Hop, now: float) -> float | None:
-        stream = self._prober.hop_stream(hop)
-        return None if stream is None else stream.delay.delay(now).value
-
-    def _delay_into_s(self, place: Place) -> float:
-        hop = self._network.link_from(*place)
-        delay_s = None if hop is None else self._delay(back(hop), self._clock())
-        return UNMEASURED_DRAIN_S if delay_s is None else delay_s
-
-    def _default(self, flow: Flow, costs: dict[Hop, float | None] | None = None) -> Hops | None:
-        """Return the best way between two known hosts, the same for both directions."""
-        first, second = sorted((flow.src, flow.dst))
-        ends = self._network.hosts[first].dpid, self._network.hosts[second].dpid
-        if not all(end in self._network.switches for end in ends):
-            return None
-        found: SwitchPath | None = least_delay_path(self.costs() if costs is None else costs, *ends)
-        if found is None:
-            return None
-        return found.hops if flow.src == first else back_along(found.hops)
-
-    def _target(self, flow: Flow, costs: dict[Hop, float | None] | None = None) -> Hops | None:
-        """Return the way that a flow of known hosts should take: its pin's, its pair's, the default."""
-        pinned = self._pinned.get(flow)
-        if pinned is not None and self.is_usable(flow, pinned):
-            return pinned
-        if flow.traffic_class is None:
-            return self._default(flow, costs)
-        pair = self._routes.get(flow.pair)
-        if pair is not None and pair.way is not None and self._is_intact(pair):
-            return pair.way.hops
-        return self._target(flow.pair, costs)
-
-    def is_usable(self, flow: Flow, hops: Hops) -> bool:
-        """Tell whether a way leads from a flow's source to its destination over links that are up."""
-        src, dst = self._network.hosts.get(flow.src), self._network.hosts.get(flow.dst)
-        if src is None or dst is None or not {src.dpid, dst.dpid} <= self._network.switches.keys():
-            return False
-        ends = (hops[0].src, hops[-1].dst) if hops else (dst.dpid, src.dpid)
-        return ends == (src.dpid, dst.dpid) and self._are_up(hops)
-
-    def _are_up(self, hops: Hops) -> bool:
-        return all(self._network.has_hop(hop) and self._network.has_hop(back(hop)) for hop in hops)
+    # Looking after routes.
 
     def _is_planned(self, route: Route) -> bool:
         """Tell whether a route's way exists and leads to where its hosts are."""
@@ -263,7 +201,7 @@ class Forwarding:
             and src is not None
             and dst is not None
             and (route.way.start, route.way.end) == (src.place, dst.place)
-            and self._are_up(route.way.hops)
+            and self.chooser.are_up(route.way.hops)
         )
 
     def _is_intact(self, route: Route) -> bool:
@@ -272,14 +210,12 @@ class Forwarding:
 
     def _refresh(self, *, improve: bool) -> None:
         """Put every route right that is broken, and where `improve` says so move those that lose much."""
-        now, costs = self._clock(), self.costs()
+        now, costs = self._clock(), self.chooser.costs()
         for route in sorted(self._routes, key=lambda route: route.flow.traffic_class is not None):
             if {route.flow.src, route.flow.dst} <= self._network.hosts.keys():
                 self._refresh_one(now, route, costs, improve=improve)
 
-    def _refresh_one(
-        self, now: float, route: Route, costs: dict[Hop, float | None], *, improve: bool
-    ) -> None:
+    def _refresh_one(self, now: float, route: Route, costs: Costs, *, improve: bool) -> None:
         if route.installing and self._is_planned(route):
             return
         intact = self._is_intact(route)
@@ -289,19 +225,12 @@ class Forwarding:
             return
         if intact and not improve:
             return
-        best = self._target(route.flow, costs)
-        if intact and not self._is_better(route, best, costs):
+        best = self.chooser.target(route.flow, costs)
+        present = None if route.way is None else route.way.hops
+        if intact and not self.chooser.is_better(route.flow, best, present, costs):
             return
         if route.way is not None or best is not None:
             self._lead(now, route, best)
-
-    def _is_better(self, route: Route, best: Hops | None, costs: dict[Hop, float | None]) -> bool:
-        """Tell whether a route that works should move: to a pin always, else if that gains enough."""
-        if best is None or route.way is None or best == route.way.hops:
-            return False
-        if best == self._pinned.get(route.flow) or route.flow.traffic_class is not None:
-            return True
-        return path_cost_s(best, costs) < BETTER_SHARE * path_cost_s(route.way.hops, costs)
 
     # Leading routes.
 
@@ -341,13 +270,12 @@ class Forwarding:
 
     def steer(self, flow: Flow, hops: Hops, *, by: str) -> None:
         """Lead a flow over a way from now on, whenever its links are up and its hosts known."""
-        self._pinned[flow], self._pinned_by[flow] = hops, by
+        self.chooser.pin(flow, hops, by=by)
         self._apply(flow)
 
     def release(self, flow: Flow) -> None:
         """Lead a flow over its default way again."""
-        self._pinned.pop(flow, None)
-        self._pinned_by.pop(flow, None)
+        self.chooser.unpin(flow)
         if flow.traffic_class is None:
             if self._routes.get(flow) is not None:
                 self._apply(flow)
@@ -363,7 +291,7 @@ class Forwarding:
 
     def unfollow(self, flow: Flow) -> None:
         """Take a class's own rules off again, unless it is pinned."""
-        if flow not in self._pinned:
+        if self.chooser.pin_of(flow) is None:
             self.release(flow)
 
     def _apply(self, flow: Flow) -> None:
@@ -372,7 +300,7 @@ class Forwarding:
             return
         if flow.traffic_class is not None:
             self._ensure(flow.pair)
-        route, target = self._routes.of(flow), self._target(flow)
+        route, target = self._routes.of(flow), self.chooser.target(flow)
         on_its_way = route.way is not None and route.way.hops == target and self._is_planned(route)
         if route.ending or not (on_its_way and (route.installing or route.complete)):
             self._lead(self._clock(), route, target)
@@ -384,7 +312,7 @@ class Forwarding:
             not (route.installing or self._is_intact(route))
             and {flow.src, flow.dst} <= self._network.hosts.keys()
         ):
-            self._lead(self._clock(), route, self._target(flow))
+            self._lead(self._clock(), route, self.chooser.target(flow))
 
     def way(self, flow: Flow) -> Hops | None:
         """Return the way that a flow takes now, None when no rules of its own lead it all the way."""
@@ -399,14 +327,14 @@ class Forwarding:
 
     def restore(self, flow: Flow) -> bool:
         """Begin to lead a pair by rules of this run, if it can be led now; tell whether it is led."""
-        if not {flow.src, flow.dst} <= self._network.hosts.keys() or self._target(flow) is None:
+        if not {flow.src, flow.dst} <= self._network.hosts.keys() or self.chooser.target(flow) is None:
             return False
         self._ensure(flow)
         return True
 
     # For the northbound side.
 
-    def links(self, src: str, dst: str, costs: dict[Hop, float | None] | None = None) -> list[str] | None:
+    def links(self, src: str, dst: str, costs: Costs | None = None) -> list[str] | None:
         """Return the ids of the links from one known host to another, None when there is no way.
 
         The way is the installed one, else the one that a first packet would get.
@@ -414,15 +342,14 @@ class Forwarding:
         flow = Flow(src=src, dst=dst)
         hops = self.way(flow)
         if hops is None:
-            hops = self._target(flow, costs)
+            hops = self.chooser.target(flow, costs)
         return None if hops is None else self.link_ids(flow, hops)
 
     def chosen_by(self, src: str, dst: str, links: list[str] | None) -> str:
         """Return who chose these links for a pair: "default" or its pin."""
         flow = Flow(src=src, dst=dst)
-        pinned = self._pinned.get(flow)
-        is_pinned = pinned is not None and links == self.link_ids(flow, pinned)
-        return self._pinned_by[flow] if is_pinned else "default"
+        pin = self.chooser.pin_of(flow)
+        return pin[1] if pin is not None and links == self.link_ids(flow, pin[0]) else "default"
 
     def link_ids(self, flow: Flow, hops: Hops) -> list[str]:
         """Return the ids of the links of a way between known hosts, those of the hosts included."""

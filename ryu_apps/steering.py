@@ -319,7 +319,7 @@ class Steering:
                 return State.WAITING, f"host {ip} is not known now; the pin waits for it"
         if wanted is None:
             return State.FALLBACK, direction.explanation
-        if not self._forwarding.is_usable(flow, wanted):
+        if not self._forwarding.chooser.is_usable(flow, wanted):
             return (
                 State.FALLBACK,
                 f"{self._trouble(flow, wanted)}; the default path is taken until it is back",

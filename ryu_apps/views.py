@@ -230,7 +230,7 @@ class Views:
 
         The function answers None for a host that was lost meanwhile.
         """
-        now, values, costs = self._clock(), self.all_values(), self._forwarding.costs()
+        now, values, costs = self._clock(), self.all_values(), self._forwarding.chooser.costs()
 
         def make(src: str, dst: str) -> Document | None:
             if src not in self._network.hosts or dst not in self._network.hosts:
