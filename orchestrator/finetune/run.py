@@ -7,7 +7,6 @@ a pool and answer with events.
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import threading
 from collections.abc import Iterable
@@ -23,10 +22,10 @@ from orchestrator.finetune import messages as m
 from orchestrator.finetune import snapshot as snapshots
 from orchestrator.finetune.calls import NodeCalls, Traffic
 from orchestrator.finetune.engine import Engine
+from orchestrator.finetune.evaluating import Evaluator
 from orchestrator.finetune.intake import Intake
 from orchestrator.finetune.job_workload import job_workload
 from orchestrator.finetune.keeping import Keeper
-from orchestrator.finetune.parameters import Parameters
 from orchestrator.finetune.preparing import Prepared, first_version, prepare
 from orchestrator.finetune.request import JobRequest
 from orchestrator.finetune.talking import Talking
@@ -36,7 +35,6 @@ from orchestrator.ports import Checkpoint, Checkpoints, Json, NodeEvent, Ports
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5
-_EVALUATORS = 1
 RESUME_PATIENCE_S = 15.0
 """How long a resumed job waits for all its nodes: workers try to attach again at least every 5 s or so."""
 RESUME_LIMIT_S = 600.0
@@ -85,6 +83,7 @@ class JobRun:
         self._prepared: Prepared
         self._calls: NodeCalls
         self._talking: Talking | None = None
+        self._evaluator: Evaluator | None = None
         self._traffic = Traffic(checkpoint.state["bytes"] if checkpoint else {})
 
     @property
@@ -97,9 +96,6 @@ class JobRun:
         stop_listening = self._ports.pool.subscribe(self._hear)
         executor = ThreadPoolExecutor(max_workers=2 * len(self._nodes) + 2, thread_name_prefix=self._job)
         self._executor = executor
-        self._evaluator = ThreadPoolExecutor(
-            max_workers=_EVALUATORS, thread_name_prefix=f"{self._job}-evaluate"
-        )
         try:
             self._prepare()
             self._loop()
@@ -113,7 +109,8 @@ class JobRun:
             self._give_up_updates()
             self._keeper.close(discard=self._ended)
             executor.shutdown(wait=False, cancel_futures=True)
-            self._evaluator.shutdown(wait=False, cancel_futures=True)
+            if self._evaluator is not None:
+                self._evaluator.close()
             self._versions.release()
 
     def cancel(self, reason: str) -> None:
@@ -165,6 +162,13 @@ class JobRun:
             known=self._resumes > 0,
         )
         self._talking = Talking(job=self._job, calls=self._calls, executor=self._executor, put=self._put)
+        self._evaluator = Evaluator(
+            job=self._job,
+            models=self._ports.models,
+            prepared=prepared,
+            sequence=request.training.sequence_length,
+            put=self._put,
+        )
 
     def _take_capacities(self) -> dict[str, float | None]:
         """Give the nodes' compute as it was when the job began: data are dealt by it once."""
@@ -256,6 +260,7 @@ class JobRun:
 
     def _carry_out_one(self, instruction: m.Instruction) -> None:
         assert self._talking is not None
+        assert self._evaluator is not None
         match instruction:
             case m.LoadNode(version=version):
                 self._talking.load(instruction, self._versions[version])
@@ -275,7 +280,7 @@ class JobRun:
                 self._put(m.Aggregated, version=instruction.new_version)
             case m.Evaluate(version=version):
                 self._versions.forget_before(version)
-                self._evaluator.submit(self._evaluate, version, self._versions[version])
+                self._evaluator.evaluate(version, self._versions[version])
             case m.TakeMetrics(epoch=epoch):
                 self._take_metrics(epoch)
             case m.Record(decision=decision):
@@ -325,23 +330,6 @@ class JobRun:
             parameters=self._versions[version],
             outer=self._versions.outer_state(),
         )
-
-    def _evaluate(self, version: int, parameters: Parameters) -> None:
-        try:
-            loss = self._ports.models.loss(
-                self._prepared.model,
-                self._prepared.whole(parameters),
-                self._prepared.split.held_out,
-                sequence=self._request.training.sequence_length,
-            )
-        except Exception as error:
-            log.exception("job %s: evaluation of version %d failed", self._job, version)
-            self._put(m.DriverFailed, reason=f"evaluation of version {version} failed: {error}")
-            return
-        if math.isfinite(loss):
-            self._put(m.Evaluated, version=version, loss=loss)
-        else:
-            self._put(m.DriverFailed, reason=f"the held-out loss of version {version} is {loss}")
 
     def _take_metrics(self, epoch: int) -> None:
         states = tuple(
