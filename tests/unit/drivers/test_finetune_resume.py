@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_finetune_driver import NODES, World
+from finetune_world import NODES, World
 
 from orchestrator.errors import CheckpointError
 

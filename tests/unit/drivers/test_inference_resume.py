@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from test_inference_driver import NODES, World
+from inference_world import NODES, World
 
 from orchestrator.errors import Conflict
 from orchestrator.inference import messages as m
