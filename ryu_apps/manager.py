@@ -46,17 +46,7 @@ class NetworkManager(app_manager.RyuApp):  # type: ignore[misc]
         self._door = Door(self, self._parts.connection_counts)
         self._door.open()
         web_server.install()
-        api = Api(
-            steering=self._parts.steering,
-            pin_views=self._parts.pin_views,
-            access=rules,
-            views=self._parts.views,
-            own_traffic=self._parts.own_traffic,
-            events=self._parts.events,
-            metrics=self._parts.metrics,
-            effort=self._parts.effort,
-        )
-        kwargs["wsgi"].register(NorthboundController, api)
+        kwargs["wsgi"].register(NorthboundController, Api.of(self._parts, access=rules))
 
     def start(self) -> None:
         """Start the loops (Ryu calls this once all applications exist)."""

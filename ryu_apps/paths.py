@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from ryu_apps.loss import path_interval
 from ryu_apps.stats import Measurement, unknown
@@ -76,20 +76,6 @@ def _steps(delay_s: float | None) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LinkValues:
-    """The measured values of one link, by its id."""
-
-    id: str
-    delay_s: Measurement
-    jitter_s: Measurement
-    loss_ratio: Measurement
-    capacity_bps: Measurement
-    used_bps: Measurement
-    available_bps: Measurement
-    available_to_own_bps: Measurement
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PathValues:
     """The values of a path; the same words as those of a link."""
 
@@ -100,6 +86,16 @@ class PathValues:
     used_bps: Measurement
     available_bps: Measurement
     available_to_own_bps: Measurement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkValues(PathValues):
+    """The measured values of one link, by its id."""
+
+    id: str
+
+
+METRICS = tuple(field.name for field in fields(PathValues))
 
 
 def combine(links: Sequence[LinkValues], *, no_path: str) -> PathValues:

@@ -9,10 +9,9 @@ from ryu_apps.discovery import Network, from_host_id, hop_id, to_host_id
 from ryu_apps.flows import Flow
 from ryu_apps.forwarding import Forwarding
 from ryu_apps.objectives import Hops, Judged, Objective, candidates, judge, why_chosen, why_not
-from ryu_apps.paths import LinkValues, combine
+from ryu_apps.paths import METRICS, LinkValues, combine
 from ryu_apps.pins import Pin, Wish
 from ryu_apps.steering import State, Steering, access_of, links_between_switches, switches_of
-from ryu_apps.views import METRICS
 
 BY_DELAY = Objective(weights={"delay": 1.0})
 """What the alternatives to an explicit path are ranked by."""

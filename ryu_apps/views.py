@@ -15,7 +15,7 @@ from ryu_apps.hostcounters import HostCounters, Report
 from ryu_apps.monitor import Monitor
 from ryu_apps.own_traffic import OwnTraffic
 from ryu_apps.packets import mac_text
-from ryu_apps.paths import Hop, LinkValues, combine
+from ryu_apps.paths import METRICS, Hop, LinkValues, combine
 from ryu_apps.prober import Prober
 from ryu_apps.rates import CounterRate, available
 from ryu_apps.stats import Measurement, unknown
@@ -23,15 +23,6 @@ from ryu_apps.streams import Stream
 from ryu_apps.tally import Tally
 from ryu_apps.trains import Trains
 
-METRICS = (
-    "delay_s",
-    "jitter_s",
-    "loss_ratio",
-    "capacity_bps",
-    "used_bps",
-    "available_bps",
-    "available_to_own_bps",
-)
 Document = dict[str, Any]
 
 

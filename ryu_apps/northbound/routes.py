@@ -18,6 +18,7 @@ from ryu_apps.events import EventStream
 from ryu_apps.metrics import Metrics
 from ryu_apps.northbound.http import problem
 from ryu_apps.own_traffic import OwnTraffic
+from ryu_apps.parts import Parts
 from ryu_apps.pin_views import PinViews
 from ryu_apps.steering import Steering
 from ryu_apps.views import Views
@@ -41,6 +42,20 @@ class Api:
     steering: Steering
     pin_views: PinViews
     effort: Effort
+
+    @classmethod
+    def of(cls, parts: Parts, *, access: Access) -> Api:
+        """Take what the handlers need of the controller's parts."""
+        return cls(
+            access=access,
+            views=parts.views,
+            own_traffic=parts.own_traffic,
+            events=parts.events,
+            metrics=parts.metrics,
+            steering=parts.steering,
+            pin_views=parts.pin_views,
+            effort=parts.effort,
+        )
 
 
 Handler = Callable[..., Response]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ryu_apps import paths
+
 Schema = dict[str, Any]
 
 NUMBER: Schema = {"type": "number"}
@@ -46,18 +48,7 @@ def one_of(*values: str) -> Schema:
     return {"type": "string", "enum": list(values)}
 
 
-METRICS: dict[str, Schema] = {
-    name: ref("Measurement")
-    for name in (
-        "delay_s",
-        "jitter_s",
-        "loss_ratio",
-        "capacity_bps",
-        "used_bps",
-        "available_bps",
-        "available_to_own_bps",
-    )
-}
+METRICS: dict[str, Schema] = {name: ref("Measurement") for name in paths.METRICS}
 
 SCHEMAS: dict[str, Schema] = {
     "Problem": {

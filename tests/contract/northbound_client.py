@@ -37,20 +37,8 @@ class Client:
         self.world.deliver()
         self.world.advance(5.0)
         self.app = WSGIApplication()
-        parts = self.world.parts
-        self.app.register(
-            NorthboundController,
-            Api(
-                access=Access(token=TOKEN, reads_need_token=False),
-                views=parts.views,
-                own_traffic=parts.own_traffic,
-                steering=parts.steering,
-                pin_views=parts.pin_views,
-                events=parts.events,
-                metrics=parts.metrics,
-                effort=parts.effort,
-            ),
-        )
+        access = Access(token=TOKEN, reads_need_token=False)
+        self.app.register(NorthboundController, Api.of(self.world.parts, access=access))
 
     def ask(
         self, path: str, *, method: str = "GET", body: bytes | None = None, token: str | None = TOKEN

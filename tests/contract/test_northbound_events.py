@@ -85,21 +85,8 @@ def test_where_reads_need_the_token_the_stream_does_too() -> None:
 def _with_access(client: Client, access: Access) -> WSGIApplication:
     from ryu_apps.northbound import Api
 
-    parts = client.world.parts
     app = WSGIApplication()
-    app.register(
-        NorthboundController,
-        Api(
-            access=access,
-            views=parts.views,
-            own_traffic=parts.own_traffic,
-            steering=parts.steering,
-            pin_views=parts.pin_views,
-            events=parts.events,
-            metrics=parts.metrics,
-            effort=parts.effort,
-        ),
-    )
+    app.register(NorthboundController, Api.of(client.world.parts, access=access))
     return app
 
 
