@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 from workers.errors import ConfigError
 
@@ -94,8 +95,7 @@ def training_s(
     return flops / profile.compute_flops + steps * passes * layers * profile.layer_overhead_s
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
+class Timing(NamedTuple):
     """How long a piece of work took: `real_s` computing, `elapsed_s` with the wait.
 
     `modelled_s` is what the emulated device would have taken; `late_s` how much longer the real work took
@@ -112,9 +112,12 @@ class Timing:
 class Span:
     """One piece of work on the device, from `Pacer.begin` to `finish`."""
 
+    __slots__ = "_pacer", "ended", "started_s"
+
     def __init__(self, pacer: Pacer, started_s: float) -> None:
         self._pacer = pacer
         self.started_s = started_s
+        self.ended = False
 
     def finish(self, modelled_s: float, *, interrupt: threading.Event | None = None) -> Timing:
         """Wait until `modelled_s` after the start (if the device is paced) and tell how long it took.
@@ -124,8 +127,9 @@ class Span:
         return self._pacer._finish(self, modelled_s, interrupt)
 
     def abandon(self) -> None:
-        """End the piece of work without waiting, as when it failed."""
-        self._pacer._end(self)
+        """End the piece of work without waiting, as when it failed; nothing if it has ended."""
+        if not self.ended:
+            self._pacer._end(self, self._pacer._clock())
 
 
 class Pacer:
@@ -165,15 +169,16 @@ class Pacer:
         self._closed.set()
 
     def _finish(self, span: Span, modelled_s: float, interrupt: threading.Event | None) -> Timing:
+        now_s = self._clock()
+        real_s = elapsed_s = now_s - span.started_s
+        interrupted, late_s = False, 0.0
         try:
-            real_s = self._clock() - span.started_s
-            interrupted = False
             if self.profile.pacing:
                 interrupted = self._wait_until(span.started_s + modelled_s, interrupt or self._closed)
-            elapsed_s = self._clock() - span.started_s
+                now_s = self._clock()
+                elapsed_s, late_s = now_s - span.started_s, max(0.0, real_s - modelled_s)
         finally:
-            self._end(span)
-        late_s = max(0.0, real_s - modelled_s) if self.profile.pacing else 0.0
+            self._end(span, now_s)
         return Timing(
             real_s=real_s, modelled_s=modelled_s, elapsed_s=elapsed_s, late_s=late_s, interrupted=interrupted
         )
@@ -184,8 +189,9 @@ class Pacer:
                 return True
         return False
 
-    def _end(self, span: Span) -> None:
+    def _end(self, span: Span, now_s: float) -> None:
         with self._lock:
-            if span in self._open_spans:
-                self._open_spans.remove(span)
-                self._ended_s += self._clock() - span.started_s
+            if not span.ended:
+                span.ended = True
+                self._open_spans.discard(span)
+                self._ended_s += now_s - span.started_s

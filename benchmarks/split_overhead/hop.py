@@ -50,9 +50,9 @@ class TimingStage(Stage):
 class TimingShardHost(ShardHost):
     """A shard host of such stages."""
 
-    def _make_stage(self, assignment: Any, parameters: Any, link: Any, budget: Any) -> Stage:
+    def _make_stage(self, assignment: Any, parameters: Any, link: Any, deployment: Any) -> Stage:
         return TimingStage(
-            assignment, parameters, link=link, pacer=self._pacer, budget=budget, ending=self._ending
+            assignment, parameters, link=link, pacer=self._pacer, deployment=deployment, ending=self._ending
         )
 
 

@@ -38,9 +38,11 @@ Made = TypeVar("Made")
 class BareShardHost(ShardHost):
     """A shard host whose deployments called `bare` compute nothing: their rows go on as they come."""
 
-    def _make_stage(self, assignment: Any, parameters: Any, link: Any, budget: Any) -> Stage:
+    def _make_stage(self, assignment: Any, parameters: Any, link: Any, deployment: Any) -> Stage:
         kind = hop.TimingStage if assignment.deployment == _BARE else Stage
-        return kind(assignment, parameters, link=link, pacer=self._pacer, budget=budget, ending=self._ending)
+        return kind(
+            assignment, parameters, link=link, pacer=self._pacer, deployment=deployment, ending=self._ending
+        )
 
 
 def cells(asked: Sequence[tuple[float, float, float]] | None, *, quick: bool) -> Sequence[Cell]:

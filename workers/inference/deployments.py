@@ -15,12 +15,12 @@ from workers.inference.head import Head
 from workers.inference.layer_store import HEAD, LayerStore, Parameters
 from workers.inference.peers import PeerLink, PeerLinks
 from workers.inference.stage import Stage
-from workers.models.kv_cache import Budget, MemoryBudget, SequenceReserve, cache_bytes
+from workers.models.kv_cache import MemoryBudget, SequenceReserve, cache_bytes
 from workers.models.loader import digest
 from workers.models.precision import bytes_of
 
 MakeHead = Callable[[str], Head]
-MakeStage = Callable[[Assignment, Parameters, PeerLink | None, Budget], Stage]
+MakeStage = Callable[[Assignment, Parameters, PeerLink | None, "Deployment"], Stage]
 
 
 class Deployment:
@@ -37,7 +37,7 @@ class Deployment:
 class Deployments:
     """The deployments of one node; thread-safe.
 
-    `make_head(deployment)` and `make_stage(assignment, parameters, link, budget)` make what runs them.
+    `make_head(deployment)` and `make_stage(assignment, parameters, link, deployment)` make what runs them.
     """
 
     def __init__(
@@ -85,10 +85,7 @@ class Deployments:
     def older_stages(self, stage: Stage) -> list[Stage]:
         """Return the stages of a deployment's epochs before this one."""
         with self._lock:
-            deployment = self._deployments.get(stage.assignment.deployment)
-            if deployment is None or len(deployment.stages) == 1:
-                return []
-            stages = list(deployment.stages.values())
+            stages = list(stage.deployment.stages.values())
         return [one for one in stages if one.epoch < stage.epoch]
 
     def prepare(self, assignment: Assignment, sent: Parameters) -> str:
@@ -158,7 +155,7 @@ class Deployments:
         shard_digest = _verified_digest(assignment, parameters)
         self._set_aside(deployment, [assignment])
         undo.callback(self._set_aside, deployment)
-        stage = self._make_stage(assignment, parameters, link, deployment.reserve)
+        stage = self._make_stage(assignment, parameters, link, deployment)
         with self._lock:
             self._deployments[assignment.deployment] = deployment
             deployment.stages[assignment.epoch] = stage

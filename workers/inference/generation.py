@@ -113,6 +113,17 @@ class Generation:
         """Tell whether something of it may be sent now."""
         return not (self.ended or self.in_flight or self.put_back)
 
+    def text_after(self, token: int, *, last: bool) -> tuple[str, bool]:
+        """Take a token; return what it adds to the answer, and whether that ends with a stop text.
+
+        After the `last` token nothing is held back.
+        """
+        text, stopped = self.stops.push(self.text.push(token))
+        if last and not stopped:
+            rest, stopped = self.stops.push(self.text.flush())
+            text += rest if stopped else rest + self.stops.flush()
+        return text, stopped
+
     def goes_as_prompt(self, stage: Stage) -> bool:
         """Tell whether what the ring of `stage` lacks of its tokens goes there in pieces now."""
         if not self.can_go:

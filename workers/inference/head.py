@@ -422,12 +422,11 @@ class Head:
             self._end(generation, "error", activations.not_finite(stage.assignment.wire))
             return
         generation.tokens.append(choice.token)
-        finish = self._finish_reason(generation, stage, choice.token)
-        text, stopped = generation.stops.push(generation.text.push(choice.token))
-        if finish and not stopped:
-            rest, stopped = generation.stops.push(generation.text.flush())
-            text += rest if stopped else rest + generation.stops.flush()
-        finish = "stop" if stopped else finish
+        finish, text = self._finish_reason(generation, stage, choice.token), None
+        if finish or generation.stops:
+            self._telling.make_texts()  # in the order of the tokens
+            text, stopped = generation.text_after(choice.token, last=finish is not None)
+            finish = "stop" if stopped else finish
         self._telling.note(generation, stage, choice, text=text)
         self._waiting.made_token(generation)
         self._try_waiting()

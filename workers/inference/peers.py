@@ -86,13 +86,23 @@ class PeerLink:
     def send(self, kind: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
         """Send a frame or queue it, after all that were before it; never waits."""
         with self._lock:
-            if not self._sent_at_once(lambda channel: channel.notify_at_once(kind, fields, tensors)):
+            channel = self._free_channel()
+            try:
+                sent = channel is not None and channel.notify_at_once(kind, fields, tensors)
+            except (LinkError, WireError):
+                sent = False  # the sender will find out, and connect anew
+            if not sent:
                 self._queue(kind, fields, tensors or {})
 
     def send_form(self, form: Form) -> None:
         """Send what a form says now, or queue that, as `send` does."""
         with self._lock:
-            if not self._sent_at_once(lambda channel: channel.send_form_at_once(form)):
+            channel = self._free_channel()
+            try:
+                sent = channel is not None and channel.send_form_at_once(form)
+            except (LinkError, WireError):
+                sent = False
+            if not sent:
                 frame = form.frame()
                 self._queue(frame.kind, frame.fields, frame.tensors)
 
@@ -104,12 +114,9 @@ class PeerLink:
             self._drained.append(then)
             return False
 
-    def _sent_at_once(self, sent: Callable[[PeerChannel], bool]) -> bool:
-        channel = self._channel
-        try:
-            return not self._undelivered and channel is not None and sent(channel)
-        except (LinkError, WireError):
-            return False  # the sender will find out, and connect anew
+    def _free_channel(self) -> PeerChannel | None:
+        """Return the connection if nothing waits for it."""
+        return None if self._undelivered else self._channel
 
     def _queue(self, kind: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         due_s = time.monotonic() + PATIENCE_S

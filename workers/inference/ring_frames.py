@@ -5,6 +5,7 @@ Shape letters: T rows (tokens) of one sequence, M sequences with one row each, H
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ MOST_TOGETHER = 64
 """Rows of so many sequences at most go through a stage at once, and in one frame."""
 _LONGEST_DETAIL = 2_000
 _FORMS_KEPT = 8
+_ROUTES_KEPT = 64
 _PLACE = len(Place._fields)
 
 
@@ -77,6 +79,31 @@ def _form(stage: Stage, count: int, width: int) -> Form:
     return form
 
 
+class Routes:
+    """For which stage the rows are that come in frames with the same fields, word for word.
+
+    A connection gives such frames the same object as their fields (`known_frames`); so it is looked up and
+    checked once whose they are. Used by several threads; a stage that was dropped is not kept alive.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[str, Mapping[str, Any], weakref.ref[Stage], int]] = {}
+
+    def find(self, peer_name: str, frame: Frame) -> tuple[Stage, int] | None:
+        """Return the stage and how many rows may go through it together; None if not known, or closed."""
+        found = self._found.get(id(frame.fields))
+        if found is None or found[1] is not frame.fields or found[0] != peer_name:
+            return None
+        stage = found[2]()
+        return None if stage is None or stage.closed else (stage, found[3])
+
+    def learn(self, peer_name: str, frame: Frame, stage: Stage, together: int) -> None:
+        """Keep what was found for a frame."""
+        if len(self._found) >= _ROUTES_KEPT:
+            self._found.clear()
+        self._found[id(frame.fields)] = (peer_name, frame.fields, weakref.ref(stage), together)
+
+
 def arrived(stage: Stage, frame: Frame, *, came_s: float) -> Arrived:
     """Return what an `activations` frame brings: one row of each of several sequences."""
     array = frame.tensors.get("places")
@@ -89,15 +116,18 @@ def arrived(stage: Stage, frame: Frame, *, came_s: float) -> Arrived:
         raise WireError(f"activations: {len(array)} rows, where 1 to {MOST_TOGETHER} go together")
     told = array.tolist()
     places = [Place._make(values[:_PLACE]) for values in told]
-    if any(min(place) < 0 for place in places):
-        raise WireError("activations: number, position and sequence must not be below 0")
+    context_tokens = stage.assignment.context_tokens
+    for place in places:
+        number, position, sequence = place
+        if number < 0 or position < 0 or sequence < 0:
+            raise WireError("activations: number, position and sequence must not be below 0")
+        if position >= context_tokens:
+            check_within(stage, place, 1)
     if len(places) > 1 and len({place.number for place in places}) != len(places):
         raise WireError("activations: two rows of one request")
     found = rows(stage, frame)
     if len(found) != len(places):
         raise WireError(f"activations for {stage.assignment.deployment}: {len(found)} rows of {len(places)}")
-    for place in places:
-        check_within(stage, place, 1)
     return Arrived(places, found, [values[_PLACE:] for values in told], came_s)
 
 

@@ -30,7 +30,7 @@ from workers.inference.stage import Failures, Place, Stage, add_spent, take_arri
 from workers.inference.telling import Telling
 from workers.inference.timing import Spent, Way
 from workers.models.config import parse_config
-from workers.models.kv_cache import Budget, CacheError, MemoryBudget, OutOfMemory
+from workers.models.kv_cache import CacheError, MemoryBudget, OutOfMemory
 from workers.models.precision import COMPUTE
 from workers.wire.frames import Frame
 from workers.wire.link import Reply
@@ -69,6 +69,7 @@ class ShardHost:
             self._budget, self._links, make_head=self._make_head, make_stage=self._make_stage
         )
         self._compute = ComputeThread(f"compute {node}", on_idle=self._tell_overdue)
+        self._routes = ring_frames.Routes()
         self._commands: dict[str, Callable[[Mapping[str, Any]], Reply]] = {
             "shard.holding": self._holding,
             "shard.commit": self._commit,
@@ -111,11 +112,12 @@ class ShardHost:
             WireError: the sender broke the protocol; its connection is to be closed.
         """
         try:
+            if frame.kind == "activations":
+                self._take_rows(peer_name, frame, more=more)
+                return
             stage = self._addressed(peer_name, frame)
             if stage is None:
                 logger.debug("%s of %s for no epoch that is held: %s", frame.kind, peer_name, frame.fields)
-            elif frame.kind == "activations":
-                self._take_rows(stage, frame, more=more)
             elif frame.kind == "activation":
                 self._take_prompt(stage, frame)
             elif frame.kind == "release":
@@ -165,9 +167,16 @@ class ShardHost:
         return Head(deployment, telling=telling, follow_up=self._compute.follow_up, clock=self._clock)
 
     def _make_stage(
-        self, assignment: Assignment, parameters: Parameters, link: PeerLink | None, budget: Budget
+        self, assignment: Assignment, parameters: Parameters, link: PeerLink | None, deployment: Deployment
     ) -> Stage:
-        return Stage(assignment, parameters, link=link, pacer=self._pacer, budget=budget, ending=self._ending)
+        return Stage(
+            assignment,
+            parameters,
+            link=link,
+            pacer=self._pacer,
+            deployment=deployment,
+            ending=self._ending,
+        )
 
     # Commands
 
@@ -274,12 +283,21 @@ class ShardHost:
         stage.pieces.add(piece)
         self._compute.submit(lambda: self._run_piece(stage), long=True)
 
-    def _take_rows(self, stage: Stage, frame: Frame, *, more: bool) -> None:
+    def _take_rows(self, peer_name: str, frame: Frame, *, more: bool) -> None:
         """Take one row of each of several sequences."""
-        arrived = ring_frames.arrived(stage, frame, came_s=self._clock())
-        most = ring_frames.MOST_TOGETHER
-        stage.together = fields.integer(frame.fields, "together", least=1, most=most)
-        stage.arrived.append(arrived)
+        came_s = self._clock()
+        route = self._routes.find(peer_name, frame)
+        if route is None:
+            stage = self._addressed(peer_name, frame)
+            if stage is None:
+                logger.debug("rows of %s for no epoch that is held: %s", peer_name, frame.fields)
+                return
+            together = fields.integer(frame.fields, "together", least=1, most=ring_frames.MOST_TOGETHER)
+            self._routes.learn(peer_name, frame, stage, together)
+        else:
+            stage, together = route
+        stage.arrived.append(ring_frames.arrived(stage, frame, came_s=came_s))
+        stage.together = together
         bring = self._compute.submit if more else self._compute.offer
         bring(lambda: self._step(stage))
 
@@ -299,7 +317,7 @@ class ShardHost:
         place = piece.place
         self._leave_older(stage, [place])
         if stage.link is None or stage.assignment.head:
-            self._head_of(stage).prompt_came_round(stage, piece)
+            stage.deployment.head.prompt_came_round(stage, piece)
             return
         began_s = self._clock()
         try:
@@ -324,7 +342,7 @@ class ShardHost:
 
     def _passed(self, stage: Stage, number: int, sequence: int, way: Way, came_s: float) -> None:
         if not stage.closed and stage.assignment.head:
-            self._head_of(stage).passed(stage, number, sequence, way=way, came_s=came_s)
+            stage.deployment.head.passed(stage, number, sequence, way=way, came_s=came_s)
 
     def _step(self, stage: Stage) -> None:
         """Run single rows that have arrived for a stage, as many as go together, and send them on.
@@ -338,7 +356,7 @@ class ShardHost:
         places, rows, spent_ns = taken
         self._leave_older(stage, places)
         if stage.link is None or stage.assignment.head:
-            self._head_of(stage).came_round(stage, places, rows, spent_ns, began_s)
+            stage.deployment.head.came_round(stage, places, rows, spent_ns, began_s)
             return
         failures = stage.step(places, rows)
         add_spent(spent_ns, self._clock() - began_s)
@@ -358,12 +376,10 @@ class ShardHost:
         return [places[index] for index in sound], sound
 
     def _leave_older(self, stage: Stage, places: Sequence[Place]) -> None:
-        for older in self._deployments.older_stages(stage):
-            for place in places:
-                older.forget(place.number)  # the request has gone on to this epoch
-
-    def _head_of(self, stage: Stage) -> Head:
-        return self._deployments.find(stage.assignment.deployment).head
+        if len(stage.deployment.stages) > 1:
+            for older in self._deployments.older_stages(stage):
+                for place in places:
+                    older.forget(place.number)  # the request has gone on to this epoch
 
     def _tell_failure(self, stage: Stage, place: Place, error: CacheError) -> None:
         assert stage.link is not None
@@ -377,7 +393,7 @@ class ShardHost:
             return
         if stage.link is None or stage.assignment.head:
             if failure:
-                self._head_of(stage).failed(stage, number, failure["code"], failure["detail"])
+                stage.deployment.head.failed(stage, number, failure["code"], failure["detail"])
             return
         stage.forget(number)
         where = ring_frames.address(stage, number)

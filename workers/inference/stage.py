@@ -9,8 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,10 +23,13 @@ from workers.inference.sampling import GREEDY, Choice, Sampling, choose
 from workers.inference.timing import NS
 from workers.models import kernels
 from workers.models.decoders import decoder_of
-from workers.models.kv_cache import Budget, CacheError, KvCache
+from workers.models.kv_cache import CacheError, KvCache
 from workers.models.split import build
 from workers.models.tokenizer import Tokenizer
 from workers.wire.frames import Form
+
+if TYPE_CHECKING:
+    from workers.inference.deployments import Deployment
 
 Rows = np.ndarray[Any, np.dtype[np.float32]]
 Spans = list[list[int]]
@@ -57,8 +59,7 @@ class Arrived(NamedTuple):
     came_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class Asked(NamedTuple):
     """How a sequence's next token is to be chosen; the first `prompt_tokens` of its tokens were given."""
 
     sampling: Sampling
@@ -73,10 +74,10 @@ Failures = dict[int, CacheError]
 class Stage:
     """Runs rows through this node's layers at the pace of its device.
 
-    `arrived` are single rows of some sequences that wait to be run, `together` how many of them may be at
-    once, by the head's last word; any thread may append. `pieces` are a prompt's that wait. `forms` are the
-    frames that carry single rows on. `ring` are, at the head, the nodes that a prompt has passed, and whether
-    their computing is emulated.
+    `deployment` is what it is an epoch of. `arrived` are single rows of some sequences that wait to be run,
+    `together` how many of them may be at once, by the head's last word; any thread may append. `pieces` are a
+    prompt's that wait. `forms` are the frames that carry single rows on. `ring` are, at the head, the nodes
+    that a prompt has passed, and whether their computing is emulated.
     """
 
     def __init__(
@@ -86,12 +87,13 @@ class Stage:
         *,
         link: PeerLink | None,
         pacer: Pacer,
-        budget: Budget,
+        deployment: Deployment,
         ending: threading.Event,
     ) -> None:
         self.assignment = assignment
         self.epoch = assignment.epoch
         self.link = link
+        self.deployment = deployment
         self.closed = False
         self.arrived: deque[Arrived] = deque()
         self.ring: Sequence[tuple[str, bool]] = ()
@@ -100,7 +102,6 @@ class Stage:
         self.forms: dict[tuple[int, int, int], Form] = {}
         self.tokenizer = Tokenizer(assignment.tokenizer_json) if assignment.tokenizer_json else None
         self._pacer = pacer
-        self._budget = budget
         self._ending = ending
         self._caches: dict[int, KvCache] = {}
         self._parameters = assignment.layers * assignment.config.layer_parameters
@@ -145,16 +146,22 @@ class Stage:
         What cannot go on is told, and its cache freed; its row means nothing then.
         """
         failures: Failures = {}
-        caches: dict[int, KvCache] = {}
-        for index, place in enumerate(places):
+        caches: list[KvCache] = []
+        for index, (number, position, _) in enumerate(places):
             try:
-                caches[index] = self._ready_cache(place.number, place.position, 1)
+                caches.append(self._ready_cache(number, position, 1))
             except CacheError as error:
                 failures[index] = error
         if caches:
             span = self._pacer.begin()
             try:
-                self._step(places, rows, caches)
+                if failures:
+                    sound = [index for index in range(len(places)) if index not in failures]
+                    taken = rows[sound]
+                    self._step([places[index] for index in sound], taken, caches)
+                    rows[sound] = taken
+                else:
+                    self._step(places, rows, caches)
                 span.finish(self._modelled_s(len(caches)), interrupt=self._ending)
             finally:
                 span.abandon()
@@ -198,19 +205,13 @@ class Stage:
             raise
         return cache
 
-    def _step(self, places: Sequence[Place], rows: Rows, caches: dict[int, KvCache]) -> None:
-        if self._decoder is None:
-            for index, cache in caches.items():
-                rows[index] = self._run_layers(cache, places[index].position, rows[index : index + 1])
+    def _step(self, places: Sequence[Place], rows: Rows, caches: Sequence[KvCache]) -> None:
+        positions = [position for _, position, _ in places]
+        if self._decoder is not None:
+            self._decoder.run(rows, positions, caches)
             return
-        positions = [places[index].position for index in caches]
-        if len(caches) == len(rows):
-            self._decoder.run(rows, positions, list(caches.values()))
-            return
-        sound = list(caches)
-        taken = rows[sound]
-        self._decoder.run(taken, positions, list(caches.values()))
-        rows[sound] = taken
+        for index, (position, cache) in enumerate(zip(positions, caches, strict=True)):
+            rows[index] = self._run_layers(cache, position, rows[index : index + 1])
 
     def _run_layers(self, cache: KvCache, position: int, rows: Rows) -> Rows:
         with torch.inference_mode():
@@ -238,7 +239,7 @@ class Stage:
                 first_layer=self.assignment.first_layer,
                 end_layer=self.assignment.end_layer,
                 limit_tokens=self.assignment.context_tokens,
-                budget=self._budget,
+                budget=self.deployment.reserve,
             )
         return cache
 

@@ -15,6 +15,10 @@ class StopTexts:
         self._stops = tuple(stops)
         self._held = ""
 
+    def __bool__(self) -> bool:
+        """Tell whether there is any such text."""
+        return bool(self._stops)
+
     def push(self, piece: str) -> tuple[str, bool]:
         """Take more text; return what is certain, and whether a stop text has appeared right behind it."""
         if not self._stops:

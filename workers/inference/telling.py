@@ -18,8 +18,14 @@ Notify = Callable[[str, dict[str, Any]], None]
 
 
 class _Untold(NamedTuple):
-    fields: dict[str, Any]
+    generation: Generation
     stage: Stage
+    choice: Choice
+    index: int
+    text: str | None
+    """None: to be made of the token."""
+    elapsed_s: float
+    replayed: int
     head_compute_s: float
     passes: list[timing.Pass]
     round_s: float
@@ -41,35 +47,37 @@ class Telling:
         self._notify = notify
         self._clock = clock
         self._untold: list[_Untold] = []
+        self._first_untold = False
         self._told_s = -math.inf
 
-    def note(self, generation: Generation, stage: Stage, choice: Choice, *, text: str) -> None:
-        """Have a token told once the rows that follow from it and from its like are on their way."""
-        now_s = self._clock()
-        fields = {
-            "request": generation.request,
-            "index": generation.made - 1,
-            "token": choice.token,
-            "text": text,
-            "epoch": stage.epoch,
-            "elapsed_s": now_s - generation.last_token_s,
-            "replayed": generation.replayed,
-            "margin": choice.margin,
-            **_probabilities(stage, choice),
-        }
-        spent = generation.spent
+    def note(self, generation: Generation, stage: Stage, choice: Choice, *, text: str | None) -> None:
+        """Have a token told once the rows that follow from it and from its like are on their way.
+
+        `text`: what it adds to the answer; None: what the generation's text makes of it, by then.
+        """
+        now_s, spent, index = self._clock(), generation.spent, generation.made - 1
+        self._first_untold = self._first_untold or index == 0
         self._untold.append(
-            _Untold(fields, stage, spent.head_compute_s, spent.passes, spent.round_s, spent.spent_ns)
-        )
+            _Untold(
+                generation, stage, choice, index, text, now_s - generation.last_token_s, generation.replayed,
+                spent.head_compute_s, spent.passes, spent.round_s, spent.spent_ns,
+            )
+        )  # fmt: skip
         spent.begin()
         generation.last_token_s, generation.replayed = now_s, 0
 
+    def make_texts(self) -> None:
+        """Make the texts of all tokens that were noted without."""
+        self._untold = [
+            untold._replace(text=untold.generation.text.push(untold.choice.token))
+            if untold.text is None
+            else untold
+            for untold in self._untold
+        ]
+
     def is_due(self) -> bool:
         """Tell whether there is something that should not wait any longer."""
-        return bool(self._untold) and (
-            self._clock() - self._told_s >= TELL_INTERVAL_S
-            or any(untold.fields["index"] == 0 for untold in self._untold)
-        )
+        return bool(self._untold) and (self._first_untold or self._clock() - self._told_s >= TELL_INTERVAL_S)
 
     def due_s(self) -> float | None:
         """Return when what is there has to be told at the latest; None if nothing is."""
@@ -78,7 +86,9 @@ class Telling:
     def tell(self) -> None:
         """Tell of all tokens there are."""
         if self._untold:
+            self.make_texts()
             tokens, self._untold = [self._whole(untold) for untold in self._untold], []
+            self._first_untold = False
             self._told_s = self._clock()
             self._notify("tokens", {"deployment": self._deployment, "tokens": tokens})
 
@@ -92,13 +102,24 @@ class Telling:
             way = timing.way_of_row(untold.stage.ring, untold.spent_ns)
             passes = [*passes, timing.Pass(untold.round_s, way)]
         split = timing.told(
-            elapsed_s=untold.fields["elapsed_s"],
+            elapsed_s=untold.elapsed_s,
             head=self._node,
             head_compute_s=untold.head_compute_s,
             paced=self._paced,
             passes=passes,
         )
-        return {**untold.fields, **split}
+        return {
+            "request": untold.generation.request,
+            "index": untold.index,
+            "token": untold.choice.token,
+            "text": untold.text,
+            "epoch": untold.stage.epoch,
+            "elapsed_s": untold.elapsed_s,
+            "replayed": untold.replayed,
+            "margin": untold.choice.margin,
+            **_probabilities(untold.stage, untold.choice),
+            **split,
+        }
 
 
 def _probabilities(stage: Stage, choice: Choice) -> dict[str, Any]:

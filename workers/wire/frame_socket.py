@@ -37,6 +37,7 @@ from workers.wire.frames import (
     decode_prefix,
     encode,
 )
+from workers.wire.known_frames import KnownFrames
 from workers.wire.pace import Pace, pace_of, round_trip_s
 
 WRITE_BLOCK_BYTES = 1 << 18
@@ -48,8 +49,6 @@ KEPT_BODY_BYTES = 1 << 20
 BODIES_KEPT = 2
 HELD_UP_RATIO = 0.1
 """A body whose sink took more than this share of the time to read it says nothing of the path."""
-_KNOWN_HEADERS = 64
-_KNOWN_HEADER_BYTES = 512
 STALL_TIMEOUT_S = 60.0
 """How long a peer may stand still in the middle of a frame."""
 
@@ -79,15 +78,17 @@ class FrameSocket:
         self._closing = False
         self._broken = False
         self._bodies = memory.Kept(most=BODIES_KEPT)
-        self._known: dict[bytes, Header] = {}
+        self._known = KnownFrames()
         self._ahead = memoryview(bytearray(READ_AHEAD_BYTES))
         self._ahead_start = self._ahead_end = 0
         # Two threads must not wait on one poller: one is the receiving thread's, the other the senders'.
         self._readable, self._writable = self._poller(select.POLLIN), self._poller(select.POLLOUT)
         # SSLSocket.recv_into does the same with two more calls on the way, for each record of 16 KB.
         self._receive: Callable[[int, memoryview], int] = lambda size, view: sock.recv_into(view, size)
+        self._pending: Callable[[], int] = lambda: 0
         if isinstance(sock, ssl.SSLSocket):
             self._receive = cast(Any, sock.read)  # with a buffer it answers a count, whatever the stubs say
+            self._pending = sock.pending
         self._socket_lock = threading.Lock()
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
@@ -139,7 +140,7 @@ class FrameSocket:
         try:
             if not self._writable.poll(0):
                 return False
-            self._write_all([memoryview(whole)], None)
+            self._write_small(whole)
         finally:
             self._write_lock.release()
         return True
@@ -154,12 +155,13 @@ class FrameSocket:
             WireError: the peer broke a rule, or stood still in the middle of a frame.
         """
         with self._read_lock:
-            prefix = bytearray(PREFIX.size)
-            self._read(memoryview(prefix), first=True)
-            header_len, body_len = decode_prefix(
-                prefix, max_header_bytes=self.max_header_bytes, max_body_bytes=self.max_body_bytes
-            )
-            header = self._read_header(header_len, body_len)
+            if self._ahead_start == self._ahead_end:
+                self._read_ahead(first=True)
+            if found := self._known.take(self._ahead, self._ahead_start, self._ahead_end):
+                frame, size_bytes = found
+                self._ahead_start += size_bytes
+                return frame
+            header, body_len = self._read_header()
             pace = pace_of(body_len)
             sink = sink_of(header) if sink_of is not None and header.tensors else None
             tensors: dict[str, Tensor] = {}
@@ -181,11 +183,7 @@ class FrameSocket:
 
     def more_waiting(self) -> bool:
         """Tell whether something of a next frame has come; to be asked by the thread that receives."""
-        if self._ahead_end > self._ahead_start:
-            return True
-        if isinstance(self._sock, ssl.SSLSocket) and self._sock.pending():
-            return True
-        return bool(self._readable.poll(0))
+        return self._ahead_end > self._ahead_start or bool(self._pending() or self._readable.poll(0))
 
     def shutdown(self) -> None:
         """End the connection: whoever sends or receives on it stops with EndOfStream."""
@@ -200,20 +198,21 @@ class FrameSocket:
         with self._write_lock, self._read_lock, self._socket_lock:
             self._sock.close()
 
-    def _read_header(self, header_len: int, body_len: int) -> Header:
-        """Read a header; one that came before on this connection, word for word, is not checked again."""
+    def _read_header(self) -> tuple[Header, int]:
+        """Read and check a prefix and its header; returns it and the bytes of the body."""
+        prefix = bytearray(PREFIX.size)
+        self._read(memoryview(prefix), first=True)
+        header_len, body_len = decode_prefix(
+            prefix, max_header_bytes=self.max_header_bytes, max_body_bytes=self.max_body_bytes
+        )
         packed = bytearray(header_len)
         self._read(memoryview(packed))
-        key = bytes(packed) if header_len <= _KNOWN_HEADER_BYTES else b""
-        header = self._known.get(key)
-        if header is not None and sum([spec.size_bytes for spec in header.tensors]) == body_len:
-            return header
-        header = decode_header(packed, body_len=body_len, max_body_bytes=self.max_body_bytes)
-        if key and header.of_constant_form:
-            if len(self._known) >= _KNOWN_HEADERS:
-                self._known.clear()
-            self._known[key] = header
-        return header
+        head = bytes(prefix + packed)
+        header = self._known.header(head)
+        if header is None:
+            header = decode_header(packed, body_len=body_len, max_body_bytes=self.max_body_bytes)
+            self._known.learn(head, header)
+        return header, body_len
 
     def _take_tensors(self, specs: tuple[TensorSpec, ...]) -> dict[str, Tensor]:
         """Give the tensors of a body that was read ahead as a whole."""
@@ -271,30 +270,47 @@ class FrameSocket:
         size = len(view)
         filled = self._take_ahead(view, pace)
         while filled < size:
-            count = 1
-            ahead = size - filled < READ_AHEAD_BYTES
+            if size - filled < READ_AHEAD_BYTES:
+                self._read_ahead(first=first and filled == 0)
+                filled += self._take_ahead(view[filled:], pace)
+                continue
             try:
                 with self._socket_lock:
-                    if ahead:
-                        count = self._receive(READ_AHEAD_BYTES, self._ahead)
-                        self.bytes_received += count
-                    else:
-                        filled, count = self._read_records(view, filled, pace)
-            except (ssl.SSLWantReadError, BlockingIOError):
-                self._wait(self._readable, None if first and filled == 0 else self._stall_timeout_s)
-                continue
-            except ssl.SSLWantWriteError:
-                self._wait(self._poller(select.POLLOUT), self._stall_timeout_s)
-                continue
+                    filled, count = self._read_records(view, filled, pace)
             except (OSError, ValueError) as error:
+                self._await_more(error, first=first and filled == 0)
+                continue
+            self._check_goes_on(count, first=first and filled == 0)
+
+    def _read_ahead(self, *, first: bool) -> None:
+        """Wait for more and read what has come; nothing that was read before may be left."""
+        while True:
+            try:
+                with self._socket_lock:
+                    count = self._receive(READ_AHEAD_BYTES, self._ahead)
+                break
+            except (OSError, ValueError) as error:
+                self._await_more(error, first=first)
+        self._check_goes_on(count, first=first)
+        self.bytes_received += count
+        self._ahead_start, self._ahead_end = 0, count
+
+    def _await_more(self, error: Exception, *, first: bool) -> None:
+        """Wait until a read that was not possible is; raises EndOfStream if it never will be."""
+        match error:
+            case ssl.SSLWantReadError() | BlockingIOError():
+                self._wait(self._readable, None if first else self._stall_timeout_s)
+            case ssl.SSLWantWriteError():
+                self._wait(self._poller(select.POLLOUT), self._stall_timeout_s)
+            case _:
                 raise EndOfStream(self._ending(error)) from error
-            if count == 0:
-                if (first and filled == 0) or self._closing:
-                    raise EndOfStream(self._ending(None))
-                raise WireError("the connection ended in the middle of a frame")
-            if ahead:
-                self._ahead_start, self._ahead_end = 0, count
-                filled += self._take_ahead(view[filled:], pace)
+
+    def _check_goes_on(self, count: int, *, first: bool) -> None:
+        """Raise if what came last was the end of the stream."""
+        if count == 0:
+            if first or self._closing:
+                raise EndOfStream(self._ending(None))
+            raise WireError("the connection ended in the middle of a frame")
 
     def _read_records(self, view: memoryview, filled: int, pace: Pace | None) -> tuple[int, int]:
         """Read into `view` from `filled` on; tells how far it is filled, and what came last (0: the end)."""
@@ -337,6 +353,16 @@ class FrameSocket:
             self._broken = True
             self.shutdown()
             raise
+
+    def _write_small(self, whole: bytes | memoryview) -> None:
+        """Write a frame with one call if the socket, which is writable, takes it whole."""
+        count = 0
+        if not self._broken:
+            with suppress(OSError, ValueError), self._socket_lock:
+                count = self._sock.send(whole)
+                self.bytes_sent += count
+        if count < len(whole):
+            self._write_all([memoryview(whole)[count:]], None)
 
     def _write(self, view: memoryview, deadline_s: float | None, turn: bulk.Turn) -> None:
         while len(view):

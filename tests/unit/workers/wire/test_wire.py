@@ -16,7 +16,7 @@ import pytest
 from worker_loopback import wait_until
 
 from workers.errors import EndOfStream, WireError
-from workers.wire import frame_socket
+from workers.wire import frame_socket, known_frames
 from workers.wire import frames as wire
 from workers.wire.frame_socket import FrameSocket
 from workers.wire.frames import Form, Frame
@@ -83,7 +83,7 @@ def test_headers_that_never_come_again_are_not_kept(pair: tuple[FrameSocket, Fra
         ours.send(Frame("x", tensors={"t": np.zeros(1, np.uint8)}, id=number))
         assert theirs.receive().fields["n"] == number
         assert theirs.receive().id == number
-    assert len(theirs._known) <= frame_socket._KNOWN_HEADERS
+    assert len(theirs._known) <= known_frames.MOST_KNOWN
 
 
 def test_many_small_and_some_large_tensors_arrive(pair: tuple[FrameSocket, FrameSocket]) -> None:
