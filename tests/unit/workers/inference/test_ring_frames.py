@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from model_worlds import SLOW, THREE, MakeRing, wait_for
 
 from workers.errors import WireError
+from workers.inference import ring_frames
 from workers.wire.frames import Frame
 
 
@@ -135,3 +137,42 @@ def test_a_broken_connection_is_made_again(make_ring: MakeRing) -> None:
     ring.wait_done("r2")
     assert [entry["token"] for entry in ring.tokens("r2")] == ring.reference()[0]
     assert len(ring.channels) == before + 3
+
+
+def test_a_route_is_known_by_the_very_fields_and_for_their_sender(make_ring: MakeRing) -> None:
+    ring = make_ring()
+    ring.deploy(THREE)
+    stage = ring.hosts["b"]._deployments.find("d").stages[1]
+    routes, frame = ring_frames.Routes(), activations()
+    routes.learn("a", frame, stage, 4)
+    assert routes.find("a", frame) == (stage, 4)
+    assert routes.find("c", frame) is None
+    assert routes.find("a", activations()) is None  # the same words, but not seen and checked
+    stage.closed = True
+    assert routes.find("a", frame) is None
+
+
+def test_routes_keep_no_dropped_stage_and_no_more_than_some() -> None:
+    class Dropped:
+        closed = False
+
+    routes, stage, frame = ring_frames.Routes(), Dropped(), activations()
+    routes.learn("a", frame, stage, 4)  # type: ignore[arg-type]
+    assert routes.find("a", frame) == (stage, 4)
+    del stage
+    gc.collect()
+    assert routes.find("a", frame) is None
+    kept, others = Dropped(), [activations() for _ in range(200)]
+    for other in others:
+        routes.learn("a", other, kept, 4)  # type: ignore[arg-type]
+    assert len(routes._found) <= ring_frames._ROUTES_KEPT
+
+
+def test_the_same_frame_after_its_epoch_has_gone_is_dropped(make_ring: MakeRing) -> None:
+    ring = make_ring()
+    ring.deploy(THREE)
+    host, frame = ring.hosts["b"], activations(rows=[(1, 0, 1), (2, 0, 1)])
+    host.on_peer_frame("a", frame)
+    ring.ask("b", "shard.retire", deployment="d", epoch=1)
+    host.on_peer_frame("a", frame)  # no complaint, and no cache
+    assert host.caches()["used_bytes"] == {}
