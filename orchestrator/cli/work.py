@@ -338,15 +338,22 @@ def _when(unix_s: float) -> str:
 def stop(run: str, url: str) -> None:
     """Cancel RUN if it is a job, take it down if a deployment."""
     client = Client(url)
-    ended = client.delete(_path(client, run))
-    click.echo(f"{run} is told to end; it was {ended['state']}")
+    found = _find(client, run)
+    client.delete(_path(found))
+    click.echo(f"{run} is told to end; it was {found['state']}")
 
 
-def _path(client: Client, run: str) -> str:
-    kind = next((item["kind"] for item in client.items("/api/v1/runs") if item["id"] == run), None)
-    if kind is None:
+def _find(client: Client, run: str) -> dict[str, Any]:
+    found: dict[str, Any] | None = next(
+        (item for item in client.items("/api/v1/runs") if item["id"] == run), None
+    )
+    if found is None:
         raise ApiError(f"there is no job or deployment {run!r}; `utopia runs` lists them")
-    return f"/api/v1/{kind}s/{run}"
+    return found
+
+
+def _path(run: dict[str, Any]) -> str:
+    return f"/api/v1/{run['kind']}s/{run['id']}"
 
 
 @click.command()
@@ -356,7 +363,7 @@ def _path(client: Client, run: str) -> str:
 def explain(run: str, url: str, as_json: bool) -> None:
     """Say what was decided in RUN (a job or deployment), and why."""
     client = Client(url)
-    decisions = client.items(f"{_path(client, run)}/decisions")
+    decisions = client.items(f"{_path(_find(client, run))}/decisions")
     show(decisions, as_json=as_json, view=_decision_view)
 
 

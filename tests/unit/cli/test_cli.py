@@ -168,6 +168,26 @@ def test_interrupting_the_wait_says_that_the_job_goes_on_and_how_to_end_it(
     assert "utopia stop job-7 --url http://there:1" in error
 
 
+class DeploymentThatServes:
+    """Stands in for the client: one deployment, which is retired by the time that the answer is there."""
+
+    def __init__(self, url: str) -> None:
+        pass
+
+    def items(self, path: str) -> list[dict[str, str]]:
+        return [{"id": "dep-7", "kind": "deployment", "state": "serving"}]
+
+    def delete(self, path: str) -> dict[str, str]:
+        assert path == "/api/v1/deployments/dep-7"
+        return {"state": "retired"}
+
+
+def test_stop_says_what_it_was_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "Client", DeploymentThatServes)
+    shown = click.testing.CliRunner().invoke(cli.cli, ["stop", "dep-7"])
+    assert shown.output == "dep-7 is told to end; it was serving\n"
+
+
 class DeploymentThatIsWatched:
     """Stands in for the client: a deployment that is as `settled` once it was placed, or was not."""
 
