@@ -73,13 +73,33 @@ def multiply(matrix: Array, rows: Array, out: Array) -> None:
 
 
 @_compiled
-def add_shares(matrix: Array, rows: Array, out: Array) -> None:
-    """Add to out [M, C] rows [M, R] times matrix [R, C]."""
+def _add_whole_shares(matrix: Array, rows: Array, out: Array) -> None:
+    """Do as `add_shares` does for at most three sequences: in whole rows of the matrix.
+
+    Columns that the compiler knows to begin at 0 are a tenth faster than those of a part.
+    """
     count, inputs, outputs = rows.shape[0], matrix.shape[0], matrix.shape[1]
     even = inputs - inputs % _TOGETHER
-    part = outputs if count < _TOGETHER else _PART_COLUMNS
-    for first in range(0, outputs, part):
-        end = min(outputs, first + part)
+    for r in range(0, even, _TOGETHER):
+        if count >= 2:
+            _shares_of_2(matrix, r, rows, 0, out, 0, outputs)
+        if count % 2:
+            _shares_of_1(matrix, r, rows, count - 1, out, 0, outputs)
+    for r in range(even, inputs):
+        for m in range(count):
+            _share_of_1(matrix, r, rows, m, out, 0, outputs)
+
+
+@_compiled
+def add_shares(matrix: Array, rows: Array, out: Array) -> None:
+    """Add to out [M, C] rows [M, R] times matrix [R, C]."""
+    if rows.shape[0] < _TOGETHER:
+        _add_whole_shares(matrix, rows, out)
+        return
+    count, inputs, outputs = rows.shape[0], matrix.shape[0], matrix.shape[1]
+    even = inputs - inputs % _TOGETHER
+    for first in range(0, outputs, _PART_COLUMNS):
+        end = min(outputs, first + _PART_COLUMNS)
         for r in range(0, even, _TOGETHER):
             done = 0
             while count - done >= 4:
