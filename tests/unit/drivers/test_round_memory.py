@@ -65,7 +65,7 @@ def _compiled() -> None:
     total = WeightedSum({"w": np.zeros(3, np.float32)}, unit=1.0)
     values = np.full(3, 250.0, np.float32)
     assert value_fault("w", values) is None
-    for scale in (1e-3, 0.01, 1.0):
+    for scale in (1e-5, 1e-3, 0.01, 1.0):
         total.add([("w", np.float32(scale) * values)], 1.0)
         total.mean()
         total = WeightedSum({"w": values}, unit=1.0)
