@@ -114,6 +114,8 @@ def stored(state_dir: Path, node: str, *, token: Token | None, now: datetime.dat
 def enrol(address: str, port: int, *, token: Token, node: str, state_dir: Path, timeout_s: float) -> Identity:
     """Get a certificate for `node` against the token and keep it in `state_dir`.
 
+    The key is kept from before it is asked: where the answer is lost, the token still works for that key.
+
     Raises:
         ConnectFailed: the orchestrator cannot be reached (try again).
         EnrolmentError: the authority is not the token's, or the orchestrator refused.
@@ -122,7 +124,8 @@ def enrol(address: str, port: int, *, token: Token, node: str, state_dir: Path, 
     identity = _at(state_dir, node)
     ca_pem = _fetch_authority(address, port, token=token, timeout_s=timeout_s)
     _write_private(identity.ca_path, ca_pem)
-    key = ec.generate_private_key(ec.SECP256R1())
+    asked_for = state_dir / "enrolling.key"
+    key = _kept_or_new_key(asked_for)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, node)])
     csr = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
     fields = {
@@ -136,8 +139,25 @@ def enrol(address: str, port: int, *, token: Token, node: str, state_dir: Path, 
     _check_issued(pem, node=node, key=key, ca_pem=ca_pem)
     _write_private(identity.key_path, _key_pem(key))
     _write_private(identity.certificate_path, pem.encode())
+    asked_for.unlink(missing_ok=True)
     logger.info("%s enrolled with %s:%d", node, address, port)
     return identity
+
+
+def _kept_or_new_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Give the key of an enrolment that was not answered, else a new one, which is kept."""
+    try:
+        kept = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    except FileNotFoundError:
+        pass
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with it, a new one serves as well
+        logger.warning("the key in %s cannot be used: %s", path, error)
+    else:
+        if isinstance(kept, ec.EllipticCurvePrivateKey):
+            return kept
+    key = ec.generate_private_key(ec.SECP256R1())
+    _write_private(path, _key_pem(key))
+    return key
 
 
 def _fetch_authority(address: str, port: int, *, token: Token, timeout_s: float) -> bytes:

@@ -51,6 +51,8 @@ class NodeTrust:
     serials: tuple[int, ...] = ()
     """Serial number of the certificate in force, if there is one."""
     revoked_serials: tuple[int, ...] = ()
+    enrolled: tuple[str, str] | None = None
+    """Digests of the secret that bought the certificate in force, and of the key that it was bought for."""
 
     @property
     def revoked(self) -> bool:
@@ -122,18 +124,23 @@ class Authority:
     def enrol(self, *, node: str, secret: str, csr_pem: str) -> str:
         """Issue the certificate that `node` asks for and use its token up; answers PEM.
 
+        Asked again with the token and the key that bought the certificate in force, it issues another one
+        in its place: the answer before may have been lost on its way.
+
         Raises:
             EnrolmentRefused: wrong or used token, or a certificate request that is not for this node.
         """
         public_key = _requested_key(csr_pem, node)
+        bought = _digest(secret), _key_digest(public_key)
         with self._lock:
             known = self._registry.get(node)
-            if known is None or known.token_sha256 is None:
+            again = known is not None and known.token_sha256 is None and known.enrolled == bought
+            if known is None or (known.token_sha256 is None and not again):
                 raise EnrolmentRefused(
                     f"node {node!r} has no unused enrolment token; make one with "
                     "POST /api/v1/enrolment-tokens and start the worker with it"
                 )
-            if not hmac.compare_digest(known.token_sha256, _digest(secret)):
+            if known.token_sha256 is not None and not hmac.compare_digest(known.token_sha256, bought[0]):
                 raise EnrolmentRefused(
                     f"the enrolment token is not the one made for node {node!r}; make a new one with "
                     "POST /api/v1/enrolment-tokens"
@@ -142,7 +149,9 @@ class Authority:
             # One certificate per node: a worker that enrols anew has lost or given up its older one.
             retired = (*known.revoked_serials, *known.serials)
             serials = (certificate.serial_number,)
-            self._put(replace(known, token_sha256=None, serials=serials, revoked_serials=retired))
+            self._put(
+                replace(known, token_sha256=None, serials=serials, revoked_serials=retired, enrolled=bought)
+            )
         log.info("node %s enrolled, certificate serial %x", node, certificate.serial_number)
         return certificate.public_bytes(serialization.Encoding.PEM).decode()
 
@@ -157,7 +166,7 @@ class Authority:
             if known is None:
                 raise NotFound(f"node {node!r} is not known; known nodes: {self._names()}")
             revoked = (*known.revoked_serials, *known.serials)
-            self._put(replace(known, token_sha256=None, serials=(), revoked_serials=revoked))
+            self._put(replace(known, token_sha256=None, serials=(), revoked_serials=revoked, enrolled=None))
         log.info("node %s revoked", node)
 
     def accepts(self, node: str, serial: int) -> bool:
@@ -319,6 +328,12 @@ def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
+def _key_digest(key: ec.EllipticCurvePublicKey) -> str:
+    return hashlib.sha256(
+        key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    ).hexdigest()
+
+
 def _read_registry(path: Path) -> dict[str, NodeTrust]:
     if not path.exists():
         return {}
@@ -329,6 +344,7 @@ def _read_registry(path: Path) -> dict[str, NodeTrust]:
             token_sha256=item["token_sha256"],
             serials=tuple(int(serial, 16) for serial in item["serials"]),
             revoked_serials=tuple(int(serial, 16) for serial in item["revoked_serials"]),
+            enrolled=(item["enrolled"][0], item["enrolled"][1]) if item.get("enrolled") else None,
         )
         for item in json.loads(path.read_text(encoding="utf-8"))
     }
@@ -342,6 +358,7 @@ def _write_registry(path: Path, registry: dict[str, NodeTrust]) -> None:
             "token_sha256": trust.token_sha256,
             "serials": [f"{serial:x}" for serial in trust.serials],
             "revoked_serials": [f"{serial:x}" for serial in trust.revoked_serials],
+            "enrolled": trust.enrolled,
         }
         for _, trust in sorted(registry.items())
     ]

@@ -47,6 +47,32 @@ def test_a_token_buys_one_certificate_for_its_node(authority):
         authority.enrol(node="h1", secret=secret_of(token), csr_pem=request_for("h1"))
 
 
+def test_a_token_whose_answer_was_lost_buys_again_for_the_same_key_and_no_other(authority, tmp_path):
+    token, key = authority.create_token("h1", trusted=True), ec.generate_private_key(ec.SECP256R1())
+
+    def enrol(where, key):
+        pem = where.enrol(node="h1", secret=secret_of(token), csr_pem=request_for("h1", key))
+        return x509.load_pem_x509_certificate(pem.encode()).serial_number
+
+    lost = enrol(authority, key)
+    after_a_restart = open_authority(tmp_path)
+    found = enrol(after_a_restart, key)
+    assert (after_a_restart.accepts("h1", lost), after_a_restart.accepts("h1", found)) == (False, True)
+    with pytest.raises(EnrolmentRefused, match="no unused enrolment token"):
+        enrol(after_a_restart, ec.generate_private_key(ec.SECP256R1()))
+    after_a_restart.revoke("h1")
+    with pytest.raises(EnrolmentRefused, match="no unused enrolment token"):
+        enrol(after_a_restart, key)
+
+
+def test_a_token_that_was_replaced_does_not_buy_again_for_its_key(authority):
+    token, key = authority.create_token("h1", trusted=True), ec.generate_private_key(ec.SECP256R1())
+    authority.enrol(node="h1", secret=secret_of(token), csr_pem=request_for("h1", key))
+    authority.create_token("h1", trusted=True)
+    with pytest.raises(EnrolmentRefused, match="is not the one made for"):
+        authority.enrol(node="h1", secret=secret_of(token), csr_pem=request_for("h1", key))
+
+
 def test_a_token_is_a_word_that_the_workers_command_line_takes(authority, monkeypatch):
     monkeypatch.setattr("secrets.token_bytes", lambda size: b"\xf8" * size)  # in URL-safe base64: "-Pj4"
     token = authority.create_token("h1", trusted=False)

@@ -91,6 +91,34 @@ def test_a_token_works_once(start: Callable[..., Worker], orchestrator: Loopback
     assert "enrolment-refused" in str(thief.failure)
 
 
+def test_a_worker_whose_enrolment_was_not_answered_asks_again_for_the_same_key(
+    start: Callable[..., Worker], orchestrator: LoopbackOrchestrator, tmp_path: Path
+) -> None:
+    orchestrator.enrolments_to_lose = 2
+    worker = start("h1", token=orchestrator.authority.token("h1"))
+    orchestrator.wait_for("h1")
+    assert worker.failure is None
+    assert orchestrator.enrolments_to_lose == 0
+    assert not (tmp_path / "h1" / "enrolling.key").exists()
+
+
+def test_a_worker_that_is_killed_before_it_was_answered_goes_on_with_its_key(
+    start: Callable[..., Worker], orchestrator: LoopbackOrchestrator, tmp_path: Path
+) -> None:
+    token = orchestrator.authority.token("h1")
+    orchestrator.enrolments_to_lose = 10**6
+    first = start("h1", token=token)
+    wait_until(lambda: "h1" in orchestrator.authority.bought, what="the enrolment that is not answered")
+    first.close()
+    kept = tmp_path / "h1" / "enrolling.key"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    orchestrator.enrolments_to_lose = 0
+    second = start("h1", token=token)
+    orchestrator.wait_for("h1")
+    assert second.failure is None
+    assert not kept.exists()
+
+
 def test_a_token_of_another_authority_is_noticed_before_the_secret_is_sent(
     start: Callable[..., Worker], orchestrator: LoopbackOrchestrator, tmp_path: Path
 ) -> None:

@@ -37,6 +37,7 @@ class TestAuthority:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.secrets: dict[str, str] = {}
+        self.bought: dict[str, tuple[str, object]] = {}
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.certificate = self._sign("test authority", self.key.public_key(), ca=True)
         self.ca_path = directory / "ca.pem"
@@ -52,11 +53,13 @@ class TestAuthority:
         return f"{self.secrets[node]}.{hashlib.sha256(der).hexdigest()}"
 
     def enrol(self, *, node: str, secret: str, csr_pem: str) -> str:
-        if self.secrets.get(node) != secret:
-            raise RequestRefused("enrolment-refused", f"the token is not the one made for {node}")
-        del self.secrets[node]
         csr = x509.load_pem_x509_csr(csr_pem.encode())
         assert csr.is_signature_valid
+        bought = secret, csr.public_key()
+        if self.secrets.get(node) != secret and self.bought.get(node) != bought:
+            raise RequestRefused("enrolment-refused", f"the token is not the one made for {node}")
+        self.secrets.pop(node, None)
+        self.bought[node] = bought
         return _pem(self._sign(node, csr.public_key())).decode()
 
     def identity(self, name: str, *, valid_for: datetime.timedelta = DAY) -> Identity:
@@ -127,6 +130,7 @@ class LoopbackOrchestrator:
         self.authority = authority
         self.heartbeat_interval_s = heartbeat_interval_s
         self.refuse_attach: str | None = None
+        self.enrolments_to_lose = 0
         self.answers = threading.Event()
         self.answers.set()
         self.channels: dict[tuple[str, str], link.Channel] = {}
@@ -190,7 +194,11 @@ class LoopbackOrchestrator:
         if frame.kind == "ca":
             return link.Reply({"ca_pem": self.authority.ca_pem})
         if frame.kind == "enrol":
-            return link.Reply({"certificate_pem": self.authority.enrol(**frame.fields)})
+            issued = self.authority.enrol(**frame.fields)
+            if self.enrolments_to_lose:
+                self.enrolments_to_lose -= 1
+                channel.close("its answer is lost")
+            return link.Reply({"certificate_pem": issued})
         assert node is not None
         if frame.kind == "attach":
             if self.refuse_attach is not None:
