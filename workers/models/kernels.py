@@ -76,7 +76,7 @@ def multiply(matrix: Array, rows: Array, out: Array) -> None:
 def _add_whole_shares(matrix: Array, rows: Array, out: Array) -> None:
     """Do as `add_shares` does for at most three sequences: in whole rows of the matrix.
 
-    Columns that the compiler knows to begin at 0 are a tenth faster than those of a part.
+    Columns that the compiler knows to begin at 0 take 4 to 10 % less time than those of a part.
     """
     count, inputs, outputs = rows.shape[0], matrix.shape[0], matrix.shape[1]
     even = inputs - inputs % _TOGETHER
