@@ -11,7 +11,8 @@ this process and has the last core, which with two cores it shares with every se
   Beside them, as `llamacpp one` and `llamacpp split`, llama.cpp in one process and its layers over as many by
   its RPC backend (a client and servers, unencrypted, in a network namespace with `lo` only), built from the
   source in llama-cpp-python's package when it is first wanted, in some minutes. No target stands on it.
-- `batch`: 8 requests at once over 2 workers on 2 cores, against one worker on one core.
+- `batch`: 8 requests at once over 2 workers on 2 cores, against one worker on one core. Beside it 4 on one
+  worker alone, and 4 on each of two that hold the whole model: what stages that never wait could reach.
 - `hop`: from the compute thread of one worker to that of the next (serialise, encrypt, send, receive,
   decrypt, check, hand over), one row of hidden values, in both directions of a ring of two.
 - `fairness`: one prompt of 900 tokens, then eight at once, enter rings of 2 and 3 in which a stream runs: the

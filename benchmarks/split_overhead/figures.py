@@ -71,14 +71,17 @@ def attainable(rows: Sequence[Row]) -> str | None:
     """Say what a ring of two with a batch could reach; None if that was not measured.
 
     Each of its stages has half of the requests at a time and half of the layers, so that two stages that
-    never wait make twice the tokens/s that one worker makes with half of the requests.
+    never wait make as many tokens/s as two workers that have all layers and half of the requests each. If
+    that is less than twice what one such worker makes alone, the memory does not feed both.
     """
-    half, reached = ratio(rows, "batch", "half", "one"), ratio(rows, "batch", "split", "half")
-    if half is None or reached is None:
+    half, halves = ratio(rows, "batch", "half", "one"), ratio(rows, "batch", "halves", "one")
+    reached = ratio(rows, "batch", "split", "halves")
+    if half is None or halves is None or reached is None:
         return None
     return (
-        f"batch: two stages that never wait would make {2 * half:.2f} times the tokens/s of one, since each "
-        f"has half of the batch at a time; of that, {reached / 2:.0%} were reached"
+        f"batch: two stages that never wait would make {halves:.2f} times the tokens/s of one, since each "
+        f"has half of the batch at a time and both read one memory ({2 * half:.2f} if each had its own); "
+        f"of that, {reached:.0%} were reached"
     )
 
 

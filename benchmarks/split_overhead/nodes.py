@@ -68,6 +68,7 @@ class Workers:
         sites = sites or [Site(address=_ADDRESS) for _ in cores]
         self.names = [f"n{number}" for number in range(len(cores))]
         self._numbers = itertools.count()
+        self._heads: dict[str, str] = {}
         self._told: queue.SimpleQueue[tuple[str, Mapping[str, Any]]] = queue.SimpleQueue()
         authority = Authority(
             folder, address=control.address, now=lambda: datetime.datetime.now(datetime.UTC)
@@ -115,10 +116,12 @@ class Workers:
         ranges: Sequence[tuple[int, int]],
         *,
         compute: str = "fp32",
+        begin: int = 0,
     ) -> None:
-        """Put layers [first, end) of `ranges` on the first workers, the head on the first of all."""
+        """Put layers [first, end) of `ranges` on the workers from the `begin`th on, the head on the first."""
         parameters = {key: value.to(dtype_of(compute)) for key, value in parameters.items()}
-        whole, nodes = digest(parameters), self.names[: len(ranges)]
+        whole, nodes = digest(parameters), self.names[begin : begin + len(ranges)]
+        self._heads[name] = nodes[0]
         config = parse_config(document)
         for place, (node, (first, end)) in enumerate(zip(nodes, ranges, strict=True)):
             following, head = nodes[(place + 1) % len(nodes)], place == 0
@@ -151,16 +154,16 @@ class Workers:
             self._ask(node, "control", "shard.retire", {"deployment": name, "epoch": 1})
 
     def generate(
-        self, name: str, *, tokens: int, requests: int = 1, prompt: Sequence[int] = model.PROMPT
+        self, *names: str, tokens: int, requests: int = 1, prompt: Sequence[int] = model.PROMPT
     ) -> list[list[Mapping[str, Any]]]:
         """Have `requests` answered at once; returns what was told of the tokens of each, in order.
 
-        To each, `heard_s` is added: when it was heard here.
+        They go to the deployments `names` in turn. To each token, `heard_s` is added: when it was heard here.
         """
         made: dict[str, list[Mapping[str, Any]]] = {}
         for number in range(requests):
             own = [(token + 97 * number) for token in prompt]
-            made[self.begin(name, tokens=tokens, prompt=own)] = []
+            made[self.begin(names[number % len(names)], tokens=tokens, prompt=own)] = []
         running = set(made)
         for request, token in self.hear(running):
             made[request].append(token)
@@ -170,7 +173,7 @@ class Workers:
         """Have a request answered; returns what it is called."""
         request = f"r{next(self._numbers)}"
         fields = {"deployment": name, "request": request, "tokens": list(prompt), "max_tokens": tokens}
-        self._ask(self.names[0], "control", "generate", fields)
+        self._ask(self._heads[name], "control", "generate", fields)
         return request
 
     def hear(self, running: set[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -190,7 +193,7 @@ class Workers:
 
     def cancel(self, name: str, request: str) -> None:
         """End a request."""
-        self._ask(self.names[0], "control", "cancel", {"deployment": name, "request": request})
+        self._ask(self._heads[name], "control", "cancel", {"deployment": name, "request": request})
 
     def _hear_tokens(self, _node: str, fields: Mapping[str, Any]) -> None:
         heard_s = time.monotonic()

@@ -97,16 +97,21 @@ class Bench:
         return rows
 
     def batch(self) -> list[dict[str, Any]]:
-        """Compare a ring of 2 with one worker under 8 requests at once; and under 4, as a stage has them."""
+        """Compare a ring of 2 with one worker under 8 requests at once; and under 4, as a stage has them.
+
+        These once by one worker alone, and once by each of two that share what the memory gives.
+        """
         with self._workers(2) as workers:
             self._deploy(workers, "one", 1)
+            self._deploy(workers, "other", 1, begin=1)
             self._deploy(workers, "split", 2, ranges=self._even_work())
-            for name in ("one", "split"):
+            for name in ("one", "other", "split"):
                 self._many_requests(workers, name)
             return self._paired(
                 "batch",
                 one=lambda: self._many_requests(workers, "one"),
                 half=lambda: self._many_requests(workers, "one", requests=_REQUESTS // 2),
+                halves=lambda: self._many_requests(workers, "one", "other"),
                 split=lambda: self._many_requests(workers, "split"),
             )
 
@@ -216,11 +221,12 @@ class Bench:
         *,
         ranges: Sequence[tuple[int, int]] | None = None,
         compute: str = "fp32",
+        begin: int = 0,
     ) -> None:
         layers = self._document["num_hidden_layers"]
         cuts = [layers * place // count for place in range(count + 1)]
         even = list(itertools.pairwise(cuts))
-        workers.deploy(name, self._document, self._parameters, ranges or even, compute=compute)
+        workers.deploy(name, self._document, self._parameters, ranges or even, compute=compute, begin=begin)
 
     def _even_work(self) -> list[tuple[int, int]]:
         """Cut in two where both halves read the same number of bytes, the LM head counted."""
@@ -239,7 +245,7 @@ class Bench:
             "margins": [fields["margin"] for fields in told],
         }
 
-    def _many_requests(self, workers: Workers, name: str, requests: int = _REQUESTS) -> dict[str, Any]:
+    def _many_requests(self, workers: Workers, *names: str, requests: int = _REQUESTS) -> dict[str, Any]:
         """Measure from when the last request has its first token to when the first has its last.
 
         Answers so short that they never all run at once are asked for again, twice as long.
@@ -247,7 +253,7 @@ class Bench:
         most = self._document["max_position_embeddings"] - len(model.PROMPT)
         tokens = self._tokens
         while tokens <= most:
-            answers = workers.generate(name, tokens=tokens, requests=requests)
+            answers = workers.generate(*names, tokens=tokens, requests=requests)
             since_s = max(told[0]["heard_s"] for told in answers)
             until_s = min(told[-1]["heard_s"] for told in answers)
             count = sum(since_s < fields["heard_s"] <= until_s for told in answers for fields in told)

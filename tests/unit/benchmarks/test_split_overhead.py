@@ -30,10 +30,14 @@ def test_a_run_without_its_pair_is_not_compared() -> None:
 
 
 def test_what_a_batch_could_reach_is_twice_what_half_of_it_makes_on_one() -> None:
-    rows = [row("batch", "one", 0, 800.0), row("batch", "half", 0, 500.0), row("batch", "split", 0, 900.0)]
-    assert "1.25 times" in str(figures.attainable(rows))
-    assert "90%" in str(figures.attainable(rows))
-    assert figures.attainable(rows[:2]) is None
+    found = {"one": 800.0, "half": 600.0, "halves": 1000.0, "split": 900.0}
+    rows = [row("batch", arm, 0, tokens_per_s) for arm, tokens_per_s in found.items()]
+    told = str(figures.attainable(rows))
+    assert "1.25 times" in told
+    assert "1.50 if each had its own" in told
+    assert "90%" in told
+    for place in range(len(rows)):
+        assert figures.attainable(rows[:place] + rows[place + 1 :]) is None
 
 
 def test_an_unmeasured_target_is_not_met() -> None:
