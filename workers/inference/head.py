@@ -10,7 +10,6 @@ the caches of all do not fit: the youngest is put back and replayed when others 
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections import deque
@@ -20,16 +19,15 @@ from typing import Protocol
 from workers.inference import activations, ring_frames
 from workers.inference.generation import Generation
 from workers.inference.pieces import Piece, PieceWindow
+from workers.inference.requests import Requests
 from workers.inference.sampling import Choice
 from workers.inference.stage import Asked, Place, Rows, Spans, Stage
 from workers.inference.telling import Telling
 from workers.inference.timing import NS, Way
-from workers.inference.waiting import Waiting
 from workers.models.kv_cache import CacheError, OutOfMemory
 
 logger = logging.getLogger(__name__)
 
-MAX_GENERATIONS = 256
 CHUNK_ROWS = 64
 """A prompt goes into the ring in pieces of so many rows: while one is on its way the next is computed, and
 between two of them it is others' turn."""
@@ -63,43 +61,37 @@ class Head:
         self._follow_up = follow_up
         self._clock = clock
         self._current: Stage | None = None
-        self._generations: dict[str, Generation] = {}
-        self._numbered: dict[int, Generation] = {}
-        self._numbers = itertools.count(1)
+        self._requests = Requests()
         self._ready: deque[Generation] = deque()
         self._dispatching = False
         self._prompts: deque[Generation] = deque()
         self._entering = False
         self._window = PieceWindow(stages=1, piece_rows=CHUNK_ROWS)
-        self._waiting: Waiting[Generation] = Waiting()
         self._waiting_told_s = -math.inf
-        self.put_back_total = 0
 
     @property
     def waiting(self) -> int:
         """How many requests wait for room for their caches."""
-        return len(self._waiting)
+        return self._requests.waiting_count
+
+    @property
+    def put_back_total(self) -> int:
+        """How often a request was put back since its caches did not fit."""
+        return self._requests.put_back_total
 
     def start(self, generation: Generation) -> str | None:
         """Begin to answer a request; returns why not, if so."""
-        if generation.request in self._generations:
-            return f"request {generation.request!r} is already running"
-        if len(self._generations) >= MAX_GENERATIONS:
-            return f"{MAX_GENERATIONS} requests are running"
-        generation.number = generation.age = next(self._numbers)
-        self._generations[generation.request] = generation
-        self._numbered[generation.number] = generation
-        if len(self._waiting):  # those before it come first
-            generation.put_back = True
-            self._waiting.put(generation, room=True)
-            self._try_waiting()
-        else:
+        if refusal := self._requests.refusal(generation.request):
+            return refusal
+        if self._requests.enter(generation):
             self._schedule(generation)
+        else:
+            self._try_waiting()
         return None
 
     def cancel(self, request: str | None) -> None:
         """End a request, if it is running; None: all that are."""
-        for generation in list(self._generations.values()):
+        for generation in self._requests.all():
             if request in (None, generation.request):
                 self._end(generation, "cancelled")
 
@@ -107,18 +99,18 @@ class Head:
         """Go on with a newly committed epoch."""
         self._current = stage
         self._window = PieceWindow(stages=stage.assignment.ring_nodes, piece_rows=CHUNK_ROWS)
-        for generation in self._generations.values():
+        for generation in self._requests.all():
             generation.in_flight, generation.due_s = False, None
             if not generation.put_back:
                 self._schedule(generation)
-        self._waiting.more_room()
+        self._requests.more_room()
         self._try_waiting()
         self._let_enter()
 
     def retire(self, epoch: int) -> None:
         """End everything if the committed epoch is this one or older."""
         if self._current and self._current.epoch <= epoch:
-            for generation in list(self._generations.values()):
+            for generation in self._requests.all():
                 self._end(generation, "error", "the deployment was retired on its head")
             self._current = None
 
@@ -143,7 +135,7 @@ class Head:
     def prompt_came_round(self, stage: Stage, piece: Piece) -> None:
         """Take a piece of a prompt, or its last row, from the ring's last node."""
         place, rows = piece.place, piece.rows
-        generation = self._numbered.get(place.number) if piece.partial else self._waiting_for(stage, place)
+        generation = self._requests.get(place.number) if piece.partial else self._waiting_for(stage, place)
         if generation is None or generation.stage is not stage:
             return
         if stage.assignment.ends_ring:
@@ -160,7 +152,7 @@ class Head:
 
     def passed(self, stage: Stage, number: int, sequence: int, *, way: Way, came_s: float) -> None:
         """Learn that a piece of a prompt has passed all layers, and with it those before it."""
-        generation = self._numbered.get(number)
+        generation = self._requests.get(number)
         if generation is None or generation.stage is not stage or stage is not self._current:
             return
         stage.ring = [(spent.node, spent.paced) for spent in way]
@@ -181,7 +173,7 @@ class Head:
 
     def failed(self, stage: Stage, number: int, code: str, detail: str) -> None:
         """Learn that a node of the ring cannot serve a request."""
-        generation = self._numbered.get(number)
+        generation = self._requests.get(number)
         if generation and generation.stage is stage:
             self._cannot_go_on(generation, code, detail)
 
@@ -190,14 +182,14 @@ class Head:
         now_s = self._clock()
         if self._telling.is_due():
             self._telling.tell()
-        for generation in self._generations.values():
+        for generation in self._requests.all():
             if generation.due_s is not None and generation.due_s <= now_s:
                 self._tell_stalled(generation)
-        if len(self._waiting) and now_s - self._waiting_told_s >= WAITING_INTERVAL_S:
+        if self.waiting and now_s - self._waiting_told_s >= WAITING_INTERVAL_S:
             self._waiting_told_s = now_s
-            for generation in self._waiting.all():
+            for generation in self._requests.waiting():
                 self._telling.tell_of("waiting", generation)
-        dues = [generation.due_s for generation in self._generations.values() if generation.due_s is not None]
+        dues = [generation.due_s for generation in self._requests.all() if generation.due_s is not None]
         if (told_by_s := self._telling.due_s()) is not None:
             dues.append(told_by_s)
         return max(0.0, min(dues) - now_s) if dues else None
@@ -212,7 +204,7 @@ class Head:
 
     def _waiting_for(self, stage: Stage, place: Place) -> Generation | None:
         """Return whose pass has come round; None if it belongs to no pass under way."""
-        generation = self._numbered.get(place.number)
+        generation = self._requests.get(place.number)
         if generation is None or not generation.in_flight or generation.stage is not stage:
             return None
         return generation if place.sequence == generation.sequence else None
@@ -279,8 +271,8 @@ class Head:
     def _group_size(self, stage: Stage | None) -> int:
         """Return how many sequences go together, so that every stage of the ring has a group."""
         stages = 1 if stage is None else stage.assignment.ring_nodes
-        under_way = len(self._generations) - len(self._waiting)
-        return min(ring_frames.MOST_TOGETHER, max(1, math.ceil(under_way / stages)))
+        together = math.ceil(self._requests.under_way_count / stages)
+        return min(ring_frames.MOST_TOGETHER, max(1, together))
 
     def _send_piece(self, generation: Generation, stage: Stage) -> None:
         """Send the next piece of what the ring does not have of a sequence: of all, if it is new to it."""
@@ -324,7 +316,7 @@ class Head:
         rows = stage.embed(tokens, [place.position for place in places])
         if stage.assignment.starts_ring:
             generations, rows = self._step(stage, generations, places, rows, began_s)
-            places = [place for place in places if place.number in self._numbered]
+            places = [place for place in places if self._requests.get(place.number)]
         if stage.link is None or not generations:
             self._take(generations, stage, rows)
             return
@@ -357,27 +349,24 @@ class Head:
         if not failures:
             return generations, rows
         for number, error in failures.items():
-            if self._numbered.get(places[number].number) is generations[number]:
+            if self._requests.get(places[number].number) is generations[number]:
                 self._cannot_go_on(generations[number], error.code, f"on the head: {error}")
         sound = [
             number
             for number, place in enumerate(places)
-            if number not in failures and place.number in self._numbered
+            if number not in failures and self._requests.get(place.number)
         ]
         return [generations[number] for number in sound], rows[sound]
 
     def _cannot_go_on(self, generation: Generation, code: str, detail: str) -> None:
         """End a request that a node cannot serve, or put the youngest back if caches are what is short."""
-        under_way = [one for one in self._generations.values() if not one.put_back]
-        if code != OutOfMemory.code or len(under_way) == 1:
+        if code != OutOfMemory.code or self._requests.is_alone():
             self._end(generation, "error", f"{code}: {detail}")
             return
-        youngest = under_way[-1]
+        youngest = self._requests.youngest()
         logger.info("%s, request %s waits for room: %s", self._deployment, youngest.request, detail)
         self._start_over(youngest)
-        youngest.put_back = True
-        self._waiting.put(youngest)
-        self.put_back_total += 1
+        self._requests.put_back(youngest)
         if youngest is not generation:
             self._start_over(generation)
             self._schedule(generation)
@@ -387,17 +376,14 @@ class Head:
         """Free a request's caches; what still comes of it is not known by its new number."""
         self._leave_ring(generation)
         self._window.forget(generation.number)
-        del self._numbered[generation.number]
-        generation.number = next(self._numbers)
-        self._numbered[generation.number] = generation
+        self._requests.renumber(generation)
         generation.stage, generation.cached = None, 0
         generation.entering, generation.in_flight, generation.due_s = False, False, None
 
     def _try_waiting(self) -> None:
         """Have one go on that was put back, if there may be room."""
-        generation = self._waiting.next()
+        generation = self._requests.next_waiting()
         if generation is not None:
-            generation.put_back = False
             self._schedule(generation)
 
     def _take(self, generations: Sequence[Generation], stage: Stage, rows: Rows) -> None:
@@ -428,7 +414,7 @@ class Head:
             text, stopped = generation.text_after(choice.token, last=finish is not None)
             finish = "stop" if stopped else finish
         self._telling.note(generation, stage, choice, text=text)
-        self._waiting.made_token(generation)
+        self._requests.made_token(generation)
         self._try_waiting()
         if finish:
             self._end(generation, finish)
@@ -443,12 +429,12 @@ class Head:
     def _end(self, generation: Generation, reason: str, detail: str = "") -> None:
         self._telling.tell()
         generation.ended = True
-        del self._generations[generation.request], self._numbered[generation.number]
+        self._requests.leave(generation)
         self._window.forget(generation.number)
         self._leave_ring(generation)
         made = generation.made
         self._telling.tell_of("done", generation, finish_reason=reason, detail=detail, tokens=made)
-        self._waiting.ended(generation)
+        self._requests.ended(generation)
         self._try_waiting()
         self._let_enter()
 
