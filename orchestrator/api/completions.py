@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flask import Response
+from flask import Response, request
 from flask_openapi3 import APIBlueprint, Tag
 
 from orchestrator.api.openai_answers import Answering, ChatShape, Shape, TextShape
@@ -85,6 +85,6 @@ def _answer(
         choices=body.choices,
     )
     if not body.stream:
-        return answering.whole()
+        return answering.whole(gone=request.environ.get("waitress.client_disconnected", lambda: False))
     events = answering.streamed(usage=body.tells_usage)
     return Response(events, content_type="text/event-stream; charset=utf-8")

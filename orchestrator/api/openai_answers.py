@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -122,14 +122,17 @@ class Answering:
     choices: int
     """Answers to each prompt."""
 
-    def whole(self) -> Json:
-        """Wait for every answer and return them.
+    def whole(self, *, gone: Callable[[], bool] = lambda: False) -> Json:
+        """Wait for every answer and return them; ends them once `gone` says that nobody waits any more.
 
         Raises:
             Unavailable: one could not be finished.
         """
         answers = [Answer() for _ in self.completion.prompt_tokens]
         for chunk in self.completion.chunks():
+            if gone():
+                self.completion.cancel()
+                raise Unavailable("the client went away before the completion was finished")
             answer = answers[chunk.get("choice", 0)]
             if "finish_reason" not in chunk:
                 answer.chunks.append(chunk)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import threading
 import time
 from contextlib import ExitStack
 
 import pytest
 import requests
+from orchestrator_fakes import FakeGeneration
 
 from orchestrator.api.app import ApiServer
 from orchestrator.errors import Unavailable
@@ -61,6 +64,31 @@ def test_a_reader_that_vanishes_is_forgotten(served):
         reader.sendall(b"GET /api/v1/jobs/job-1/events HTTP/1.1\r\nHost: x\r\n\r\n")
         until(lambda: served.events.watchers() == 1)
     until(lambda: served.events.watchers() == 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_ends_its_answer_whether_it_is_streamed_or_not(served, stream):
+    served.http.post("/api/v1/deployments", json={})
+    generation = served.deployments.generation = FakeGeneration([{}])
+    said = {"text": "a", "token": 5, "epoch": 1, "index": 0, "margin": 0.5, "elapsed_s": 0.1, "replayed": 0}
+    begun = threading.Event()
+
+    def chunks():
+        deadline = time.monotonic() + 15
+        while not generation.cancelled and time.monotonic() < deadline:
+            begun.set()
+            time.sleep(0.01)
+            yield said
+        yield {"finish_reason": "length", "detail": None}
+
+    generation.chunks = chunks
+    body = json.dumps({"model": "dep-1", "prompt": "x", "stream": stream}).encode()
+    with socket.create_connection(("127.0.0.1", served.server.port)) as client:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        client.sendall(head.encode() + body)
+        assert begun.wait(10)
+        assert not generation.cancelled
+    until(lambda: generation.cancelled, timeout_s=10)
 
 
 def test_the_sender_of_a_body_beyond_the_limit_is_told_so_instead_of_cut_off(served):
