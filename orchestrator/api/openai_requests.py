@@ -18,7 +18,7 @@ _MOST_SEED = (1 << 63) - 1
 
 Text = Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT)]
 Tokens = Annotated[
-    list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1, max_length=LONGEST_TEXT)
+    list[Annotated[int, Field(strict=True, ge=0, lt=1 << 31)]], Field(min_length=1, max_length=LONGEST_TEXT)
 ]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 
@@ -37,21 +37,23 @@ class Asking(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: Annotated[str, Field(min_length=1, max_length=64, description="a deployment's id")]
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
+    temperature: Annotated[float, Field(strict=True, ge=0, le=2)] | None = Field(
         default=None, description="0, the default: greedy decoding, the same tokens each time"
     )
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, lt=1 << 31)] | None = Field(
+    top_p: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(strict=True, ge=0, lt=1 << 31)] | None = Field(
         default=None, description="only so many of the likeliest tokens; 0: all. Not OpenAI's"
     )
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = Field(
+    repetition_penalty: Annotated[float, Field(strict=True, ge=0.01, le=100)] | None = Field(
         default=None, description="as in Hugging Face transformers. Not OpenAI's"
     )
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    seed: Annotated[int, Field(ge=-(1 << 63), le=_MOST_SEED)] | None = None
+    presence_penalty: Annotated[float, Field(strict=True, ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(strict=True, ge=-2, le=2)] | None = None
+    seed: Annotated[int, Field(strict=True, ge=-(1 << 63), le=_MOST_SEED)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
-    n: Annotated[int, Field(ge=1, le=16)] | None = Field(default=None, description="answers to each prompt")
+    n: Annotated[int, Field(strict=True, ge=1, le=16)] | None = Field(
+        default=None, description="answers to each prompt"
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, description="taken and not used")
@@ -117,12 +119,12 @@ class CompletionRequest(Asking):
     """OpenAI's completion request: text is continued."""
 
     prompt: Text | Tokens | Annotated[list[Text | Tokens], Field(min_length=1, max_length=MOST_PROMPTS)]
-    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = 16
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
+    max_tokens: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = 16
+    logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = Field(
         default=None, description="tell the log probability of each token, and of so many of the likeliest"
     )
     echo: Literal[False] | None = None
-    best_of: Annotated[int, Field(ge=1, le=16)] | None = None
+    best_of: Annotated[int, Field(strict=True, ge=1, le=16)] | None = None
 
     @model_validator(mode="after")
     def _best_of_all(self) -> CompletionRequest:
@@ -177,12 +179,12 @@ class ChatRequest(Asking):
     """OpenAI's chat request: a conversation is answered."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
-    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+    max_tokens: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = Field(
         default=None, description="what the context allows, if left out"
     )
-    max_completion_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    max_completion_tokens: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None
 
     @model_validator(mode="after")
     def _alternatives_need_probabilities(self) -> ChatRequest:
